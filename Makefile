@@ -1,0 +1,46 @@
+# Two commands set everything up on a fresh Debian machine, as root: `make run` and `make test`.
+
+PYTHON ?= /usr/bin/python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DISTS  := core conformance engine $(wildcard plugins/*/*)
+DEBIAN := python3 python3-venv crun runc nftables libnftables1 iproute2 busybox-static
+TESTS  ?=
+
+.PHONY: run test lint docs bench lock packages
+.DEFAULT_GOAL := run
+
+run: $(VENV)/.installed  ## run a real container and show what the engine does
+	@$(BIN)/python tests/demo.py
+
+test: $(VENV)/.installed  ## every test of every distribution; says what was skipped and why
+	$(BIN)/pytest -n $${TRANSOM_TEST_JOBS:-4} --dist loadgroup $(TESTS)
+
+lint: $(VENV)/.installed  ## types, style, and who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(addsuffix /src,$(DISTS))
+	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.installed  ## build the site into site/
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.installed  ## side by side with docker, where dockerd is installed
+	$(BIN)/python bench/run.py
+
+lock:  ## settle constraints.txt anew from constraints.in
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes --no-emit-index-url \
+	    --no-emit-trusted-host --no-header --no-annotate --strip-extras constraints.in -o constraints.txt
+
+packages:
+	@missing=$$(dpkg-query -W -f='$${db:Status-Abbrev} $${Package}\n' $(DEBIAN) 2>&1 | grep -v '^ii' || true); \
+	if [ -n "$$missing" ]; then apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEBIAN) >/dev/null; fi
+
+# Third-party packages by hash, ours as editable trees: src/ is what runs, entry points are real.
+$(VENV)/.installed: constraints.txt $(addsuffix /pyproject.toml,$(DISTS)) | packages
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r constraints.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation $(addprefix -e ./,$(DISTS))
+	@touch $@

@@ -1,0 +1,341 @@
+"""The network contract: networks, and the endpoints by which containers join them.
+
+Glossary
+    network     something that endpoints join: a bridge, a parent interface with its macvlan children, a
+                VXLAN segment over several hosts, the host itself.
+    endpoint    one container's place on one network: a name on it, addresses, an interface.
+    namespace   a Linux network namespace (network_namespaces(7)), handed over as a descriptor. The engine
+                makes it without a name in the file system, so the kernel takes it and every interface in
+                it away when the last process that holds it dies.
+    publish     make a container's port reachable at an address of the host.
+
+Life cycle::
+
+    create_network(network) ----------------------------------------> delete_network(network)
+         netns(endpoint) -> whose namespace the container gets
+         attach(network, endpoint, netns) -> Attachment ---> detach(network, endpoint)
+              publish(network, endpoint, ports) -> bound --> unpublish(network, endpoint)
+              watch(network, endpoint, netns, stop): while attached, for drivers that must keep at it
+
+Everything a driver is told is in the `Network` and the `Endpoint` that it is given at each call: it keeps no
+records of its own. What it makes on the host carries an id it can read back, so that `owned` can report it:
+core compares that with its records and detaches or deletes what has no record. A driver that keeps state at a
+remote end (an overlay's etcd) reports only this host's part.
+
+Addresses
+    By default core's IPAM (`transom.services.ipam`) gives each endpoint its addresses and the driver sets
+    them. A driver whose addresses come from elsewhere (macvlan by DHCP, an overlay whose pool several hosts
+    share) declares `NetworkCapability.ADDRESSES`: core then calls `allocate` before `attach` and `release`
+    after `detach`. `allocate` may leave an endpoint without an address when that is only known inside the
+    namespace (DHCP); `attach` then returns it in the `Attachment`, and `watch` renews the lease.
+
+Whose namespace
+    `netns` returns `Netns(own)`, `Netns(host)` or `Netns(container, of=ID)`. In the last two cases the engine
+    makes no namespace and calls neither `attach` nor `publish`. A driver with `NetworkCapability.REFERENCE`
+    is selected by ``NAME:REFERENCE`` on the command line; `Endpoint.reference` carries the text after the
+    colon, resolved to a container id by the engine.
+
+A worked example, a driver whose containers have only a loopback::
+
+    class Null(NetworkDriver):
+        name = "none"
+        api = 1
+
+        def create_network(self, network): ...
+        def delete_network(self, network): ...
+        def attach(self, network, endpoint, netns):
+            set_loopback_up(netns)
+            return Attachment()
+        def detach(self, network, endpoint): ...
+        def owned(self):
+            return Owned()
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import abstractmethod
+from typing import ClassVar
+
+import msgspec
+
+from transom.contract import Capability, Driver, NoOptions, operation
+
+
+class NetworkCapability(Capability):
+    """What a network driver can do beyond joining containers to something."""
+
+    L2 = "l2"
+    """Endpoints get an interface and reach each other."""
+    PUBLISH = "publish"
+    """`NetworkDriver.publish`: makes ports reachable at the host."""
+    NAMES = "names"
+    """Containers on a user-defined network find each other by name through the engine's resolver."""
+    LOOKUP = "lookup"
+    """`NetworkDriver.lookup`: knows the names of endpoints on other hosts."""
+    ADDRESSES = "addresses"
+    """`NetworkDriver.allocate`, `release`: addresses do not come from core's IPAM."""
+    IPV6 = "ipv6"
+    """Networks may have IPv6 subnets."""
+    INTERNAL = "internal"
+    """`Network.internal` is honoured: no way out of the network."""
+    HOT_PLUG = "hot-plug"
+    """`attach` and `detach` work while the container runs; a container can be on several networks."""
+    MULTI_HOST = "multi-host"
+    """One network spans hosts."""
+    WATCH = "watch"
+    """`NetworkDriver.watch` must run while an endpoint is attached."""
+    REFERENCE = "reference"
+    """Selected as ``NAME:CONTAINER``; networks of this driver are not created by users."""
+    SINGLETON = "singleton"
+    """There is exactly one network of this driver, with the driver's name; users create and remove none."""
+    DEFAULT = "default"
+    """Can carry the default network, with core's address pools and Docker's ``bip`` key."""
+
+
+class Subnet(msgspec.Struct, frozen=True):
+    """A range of addresses of a network; all texts are in CIDR or plain address notation (RFC 4632, 4291).
+
+    Attributes:
+        pool: the subnet, "172.18.0.0/16".
+        gateway: an address in it, or None when the network has no way out through this subnet.
+        range: the part of the pool that endpoints get addresses from; None for all of it.
+        reserved: addresses never given to endpoints (Docker's --aux-address), by name.
+    """
+
+    pool: str
+    gateway: str | None = None
+    range: str | None = None
+    reserved: dict[str, str] = {}
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A network as the engine records it.
+
+    Attributes:
+        id: 64 hexadecimal digits.
+        name: unique on this host; on every host where the driver spans several.
+        options: the driver's own, an instance of `NetworkDriver.NetworkOptions`.
+        subnets: at most one IPv4 and any number of IPv6 ones, settled by core's IPAM or by the driver.
+        internal: endpoints reach each other and nothing else.
+        default: it is the host's default network: no resolver, no aliases (Docker's rule).
+        mtu: in bytes; None lets the driver derive it from what carries the network.
+    """
+
+    id: str
+    name: str
+    options: msgspec.Struct = NoOptions()
+    subnets: tuple[Subnet, ...] = ()
+    internal: bool = False
+    default: bool = False
+    mtu: int | None = None
+    labels: dict[str, str] = {}
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One container's place on one network.
+
+    Attributes:
+        id: 64 hexadecimal digits; a new one for each attachment.
+        container: the container's id.
+        names: what other endpoints may call it: container name, short id, aliases.
+        addresses: with prefix length ("172.18.0.2/16"), IPv4 first; empty when the driver is to choose.
+        static: the addresses were asked for by the user; the driver may not change them.
+        mac: "02:42:ac:12:00:02", or None for the driver's choice. A driver derives it from the address where
+            it can, so that a neighbour's cache stays right when an address is used again.
+        interface: the wanted name in the container, or None for the next free ``ethN``.
+        gateway: this endpoint provides the container's default route.
+        options: the driver's own, an instance of `NetworkDriver.EndpointOptions`.
+        reference: the container id after the colon, with `NetworkCapability.REFERENCE`.
+    """
+
+    id: str
+    container: str
+    names: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    static: bool = False
+    mac: str | None = None
+    interface: str | None = None
+    gateway: bool = True
+    options: msgspec.Struct = NoOptions()
+    reference: str | None = None
+
+
+class NetnsKind(enum.StrEnum):
+    """Whose network namespace a container gets."""
+
+    OWN = "own"
+    HOST = "host"
+    CONTAINER = "container"
+
+
+class Netns(msgspec.Struct, frozen=True):
+    """Whose network namespace a container gets; `of` is a container id with `NetnsKind.CONTAINER`."""
+
+    kind: NetnsKind
+    of: str | None = None
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """What `attach` made, for ``inspect``, /etc/hosts and the resolver.
+
+    Attributes:
+        interface: its name in the container; None when there is none (the driver ``none``).
+        mac: of that interface.
+        addresses: with prefix length; they are those of the endpoint unless the driver chose them.
+        gateways: the next hops of the default routes that were set, one for each address family.
+        dns: name servers that came with the addresses (DHCP); empty otherwise.
+        search: search domains that came with the addresses.
+        mtu: of the interface, in bytes.
+    """
+
+    interface: str | None = None
+    mac: str | None = None
+    addresses: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    mtu: int | None = None
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A container's port and where it is published.
+
+    Attributes:
+        container: 1 to 65535.
+        protocol: ``tcp``, ``udp`` or ``sctp``.
+        host: the first host port; 0 asks for a free one of the kernel's ephemeral range.
+        host_end: the last of the host ports that will do; 0 means just `host`.
+        address: the host's address, IPv4 or IPv6; empty means every address of both families.
+    """
+
+    container: int
+    protocol: str = "tcp"
+    host: int = 0
+    host_end: int = 0
+    address: str = ""
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """Ids of networks and endpoints of which anything is on this host, half-made ones too."""
+
+    networks: frozenset[str] = frozenset()
+    endpoints: frozenset[str] = frozenset()
+
+
+class NetworkDriver(Driver):
+    """The contract of a network driver; see the module's text."""
+
+    kind: ClassVar[str] = "network"
+    NetworkOptions: ClassVar[type[msgspec.Struct]] = NoOptions
+    """What ``network create --opt`` accepts; `option_docs` describes these fields too."""
+    EndpointOptions: ClassVar[type[msgspec.Struct]] = NoOptions
+    """What ``network connect --driver-opt`` accepts."""
+
+    @operation()
+    @abstractmethod
+    def create_network(self, network: Network) -> None:
+        """Make the network on this host, or complete one that is partly there (after a reboot).
+
+        Idempotent: it is called before the first endpoint of each engine run.
+
+        Raises:
+            Conflict: what the options name is in use (a parent interface in another mode, a taken name).
+            NotSupported: the kernel lacks a feature that the options need; nothing was made.
+        """
+
+    @operation()
+    @abstractmethod
+    def delete_network(self, network: Network) -> None:
+        """Remove everything of the network from this host. Absent is success.
+
+        It has no endpoints. For a network that core has no record of, `network` carries its id only.
+        What the driver found and did not make (an adopted bridge, a parent interface) stays.
+        """
+
+    @operation()
+    def netns(self, endpoint: Endpoint) -> Netns:
+        """Say whose network namespace the container gets; the inherited body says its own."""
+        return Netns(kind=NetnsKind.OWN)
+
+    @operation()
+    @abstractmethod
+    def attach(self, network: Network, endpoint: Endpoint, netns: int) -> Attachment:
+        """Join the namespace to the network: interface, addresses, routes, all of it up.
+
+        Fails cleanly: raised, nothing of the endpoint is left on the host or in the namespace.
+
+        Args:
+            netns: a descriptor of the container's namespace, the driver's to use but not to close.
+
+        Raises:
+            Conflict: the interface name or an address is taken.
+        """
+
+    @operation()
+    @abstractmethod
+    def detach(self, network: Network, endpoint: Endpoint) -> None:
+        """Take the endpoint off the network. Absent is success; the namespace may be gone already.
+
+        Withdraws published ports too. For an endpoint that core has no record of, `endpoint` and `network`
+        carry ids only, and the network's may be empty.
+        """
+
+    @operation()
+    @abstractmethod
+    def owned(self) -> Owned:
+        """Report what is on this host."""
+
+    @operation()
+    def check(self, network: Network, endpoints: tuple[Endpoint, ...]) -> list[str]:
+        """Compare the host with what should be there, and describe each difference in a line."""
+        return []
+
+    @operation(needs=NetworkCapability.PUBLISH)
+    def publish(self, network: Network, endpoint: Endpoint, ports: tuple[Port, ...]) -> tuple[Port, ...]:
+        """Publish the ports, all or none; publishing again replaces what was published for the endpoint.
+
+        The endpoint's `addresses` are set. The source address of connections is kept.
+
+        Returns:
+            one entry for each address a port was bound at, `host` and `address` settled.
+
+        Raises:
+            Conflict: a port is taken, by name of the holder where it is one of ours.
+        """
+        raise self.unsupported(NetworkCapability.PUBLISH)
+
+    @operation(needs=NetworkCapability.PUBLISH)
+    def unpublish(self, network: Network, endpoint: Endpoint) -> None:
+        """Withdraw every published port of the endpoint. None published is success."""
+        raise self.unsupported(NetworkCapability.PUBLISH)
+
+    @operation(needs=NetworkCapability.ADDRESSES)
+    def allocate(self, network: Network, endpoint: Endpoint) -> Endpoint:
+        """Claim addresses for the endpoint where the driver's own allocator keeps them; return it with them.
+
+        Idempotent for one endpoint id. Addresses already in `endpoint` were asked for by the user.
+
+        Raises:
+            Conflict: an asked address is taken, or the pool is exhausted.
+        """
+        raise self.unsupported(NetworkCapability.ADDRESSES)
+
+    @operation(needs=NetworkCapability.ADDRESSES)
+    def release(self, network: Network, endpoint: Endpoint) -> None:
+        """Give the endpoint's addresses back. Absent is success."""
+        raise self.unsupported(NetworkCapability.ADDRESSES)
+
+    @operation(needs=NetworkCapability.LOOKUP)
+    def lookup(self, network: Network, name: str) -> tuple[str, ...]:
+        """Return the addresses, without prefix, that `name` has on the network's other hosts; none: empty."""
+        raise self.unsupported(NetworkCapability.LOOKUP)
+
+    @operation(needs=NetworkCapability.WATCH)
+    def watch(self, network: Network, endpoint: Endpoint, netns: int, stop: int) -> None:
+        """Do what must be done for as long as the endpoint is attached: renew a lease, follow peers.
+
+        Runs in a thread of the container's supervisor, after `attach`. Returns soon after the descriptor
+        `stop` becomes readable. Trouble is waited out, not raised: a data plane that works stays as it is.
+        """
+        raise self.unsupported(NetworkCapability.WATCH)

@@ -1,0 +1,1 @@
+"""What every driver author would otherwise write again."""
