@@ -1,0 +1,97 @@
+"""Files that survive: atomic writes, syncs, locks between processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make the names in the directory durable (fsync(2), NOTES: a directory needs its own fsync)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_filesystem(path: str | os.PathLike[str]) -> None:
+    """Make everything on the file system that holds `path` durable (syncfs(2)).
+
+    Raises:
+        OSError: a write-back failed since the last sync (reported from Linux 5.8 on).
+    """
+    from transom.services.mounts import syncfs
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace the file as a whole: a reader, a crash and a full disk see the old content or the new.
+
+    Args:
+        durable: survive a power loss too; without it only a crash of the process.
+    """
+    path = os.fspath(path)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    if durable:
+        sync_directory(os.path.dirname(path) or ".")
+
+
+class Lock:
+    """An flock(2) on a file, as a context; released by the kernel when the process dies.
+
+    The file stays: removing a lock file while others wait on it would let two in.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, shared: bool = False) -> None:
+        self._path, self._mode = os.fspath(path), fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        self.fd = -1
+
+    def acquire(self, *, wait: bool = True) -> bool:
+        """Take the lock; without `wait`, say whether it could be had at once."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, self._mode | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        except BaseException:
+            os.close(fd)
+            raise
+        self.fd = fd
+        return True
+
+    def release(self) -> None:
+        """Give the lock back. Not held is harmless."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
