@@ -480,11 +480,8 @@ def _hooks(wrapper: Wrapper, driver: Driver, contract: type[Driver]) -> object:
         hook: Any = call
 
         # pluggy reads the parameter names from here, so one function serves every operation.
-        hook.__signature__ = signature(
-            spec
-        ).replace(  # type: ignore[attr-defined]
-            parameters=list(signature(spec).parameters.values())[1:]
-        )
+        parameters = list(signature(spec).parameters.values())[1:]
+        hook.__signature__ = signature(spec).replace(parameters=parameters)
         options: dict[str, Any] = dict.fromkeys(("hookwrapper", "optionalhook", "tryfirst", "trylast"), False)
         hook.__transom_wrapper__ = options | {"wrapper": True, "specname": None}
         return call
