@@ -1,1 +1,144 @@
-"""To be written."""
+"""The storage driver on the kernel's overlay file system (Documentation/filesystems/overlayfs.rst)."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from transom.contract import Probe
+from transom.contract.storage import IdMap, Mount, State, Storage, StorageCapability, Usage
+from transom.errors import DriverError, NotSupported
+
+_OFF = ("index", "metacopy", "redirect_dir")
+"""Kept off whatever the kernel's default: with them on, an upper directory is not the whole difference."""
+_PARAMETERS = "/sys/module/overlay/parameters"
+_ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+_SIZE_REFUSED = (
+    "storage driver overlay2: overlay2.size needs project quotas, which this driver does not set up;"
+    " leave the option out, or give the driver's root a file system of its own"
+)
+
+
+class Overlay2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a user can set; see `Overlay2.option_docs`."""
+
+    # transom.services.options.Size, without what importing it costs on every start.
+    size: Annotated[int, msgspec.Meta(ge=0, extra={"transom": "size"})] | None = msgspec.field(
+        default=None, name="overlay2.size"
+    )
+
+
+class Overlay2(Storage):
+    """A layer is ``root/ID/diff``, an overlay's upper directory; an active one has ``root/ID/work`` beside it."""
+
+    name: ClassVar[str] = "overlay2"
+    api: ClassVar[int] = 1
+    Options: ClassVar[type[msgspec.Struct]] = Overlay2Options
+    option_docs: ClassVar[dict[str, str]] = {
+        "size": "The most bytes a container may write; refused for now: it needs project quotas.",
+    }
+    capabilities = frozenset({StorageCapability.SHARED_PARENT})
+
+    def probe(self) -> Probe:
+        """Mount a real overlay on the file system that will hold `root`, in a namespace of its own, and use it."""
+        if self.options.size is not None:
+            return Probe(usable=False, reason=_SIZE_REFUSED.partition(": ")[2])
+        from transom_storage_overlay2.probe import probe
+
+        return probe(os.fspath(self.root))
+
+    def prepare(self, id: str, parents: tuple[str, ...], size: int | None, idmap: IdMap | None) -> None:
+        """Make the two directories; the root of the layer looks like its parent's."""
+        if self.options.size is not None:
+            raise NotSupported(_SIZE_REFUSED)
+        from transom.services.trees import copy_attributes
+
+        layer = f"{self.root}/{id}"
+        try:
+            os.makedirs(self.root, mode=0o711, exist_ok=True)
+            os.mkdir(layer, 0o700)
+            os.mkdir(f"{layer}/work", 0o700)
+            os.mkdir(f"{layer}/diff", 0o755)
+            if parents:
+                copy_attributes(self._diff(parents[0]), self._diff(id))
+            else:
+                os.chmod(self._diff(id), 0o755)  # mkdir(2) heeds the umask
+        except OSError as error:
+            raise self._failed("prepare", id, error) from error
+
+    def mounts(self, id: str, parents: tuple[str, ...], state: State) -> tuple[Mount, ...]:
+        """An overlay; a bind mount where there is but one directory to show."""
+        lowers = parents if state is not State.COMMITTED else (id, *parents)
+        if state is not State.ACTIVE:
+            if len(lowers) == 1:
+                return (Mount(type="bind", source=self._diff(lowers[0]), readonly=True),)
+            options = self._lower_options(lowers)
+            return (Mount(type="overlay", source="overlay", options=options, readonly=True),)
+        if not parents:
+            return (Mount(type="bind", source=self._diff(id)),)
+        work = f"{self.root}/{id}/work"
+        try:
+            os.mkdir(work, 0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise self._failed("mounts", id, error) from error
+        options = (*self._lower_options(lowers), f"upperdir={self._diff(id)}", f"workdir={work}", *self._switches)
+        return (Mount(type="overlay", source="overlay", options=options),)
+
+    def commit(self, id: str, parents: tuple[str, ...]) -> None:
+        """Sync, and drop the work directory."""
+        from transom.services.trees import remove_tree
+
+        try:
+            remove_tree(f"{self.root}/{id}/work")
+            super().commit(id=id, parents=parents)
+        except OSError as error:
+            raise self._failed("commit", id, error) from error
+
+    def remove(self, id: str) -> None:
+        """Remove the layer's directory, which goes last: until then `owned` reports it."""
+        from transom.services.trees import remove_tree
+
+        try:
+            remove_tree(f"{self.root}/{id}")
+        except OSError as error:
+            raise self._failed("remove", id, error) from error
+
+    def owned(self) -> frozenset[str]:
+        """Every directory of `root` whose name can be an id."""
+        try:
+            with os.scandir(self.root) as entries:
+                return frozenset(
+                    entry.name for entry in entries if _ID.issuperset(entry.name) and entry.is_dir(follow_symlinks=False)
+                )
+        except FileNotFoundError:
+            return frozenset()
+
+    def usage(self, id: str, parents: tuple[str, ...]) -> Usage:
+        """Measure the upper directory."""
+        from transom.services.trees import measure_tree
+
+        return measure_tree(self._diff(id))
+
+    def _diff(self, id: str) -> str:
+        return f"{self.root}/{id}/diff"
+
+    def _lower_options(self, ids: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"lowerdir+={self._diff(id)}" for id in ids)
+
+    @cached_property
+    def _switches(self) -> tuple[str, ...]:
+        """The kernel's newer features, switched off where it has them."""
+        loaded = os.path.exists(_PARAMETERS)
+        return tuple(f"{name}=off" for name in _OFF if not loaded or os.path.exists(f"{_PARAMETERS}/{name}"))
+
+    def _failed(self, operation: str, id: str, error: OSError) -> DriverError:
+        import errno
+
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        hint = f"free space on the file system of {self.root}" if full else ""
+        return DriverError(operation, driver="storage overlay2", subject=id, cause=error, hint=hint)
