@@ -13,7 +13,6 @@ import pytest
 
 if TYPE_CHECKING:
     from transom.contract import Driver
-
     from transom_conformance.suite import Suite
 
 NOT_CLAIMED = "not claimed"
@@ -92,7 +91,12 @@ def _opened(suite: type[Suite]) -> Driver:
 
         place = Path(tempfile.mkdtemp(prefix="transom-probe-"))
         owner = os.getpid()
-        atexit.register(lambda: os.getpid() == owner and shutil.rmtree(place, ignore_errors=True))
+
+        def forget() -> None:
+            if os.getpid() == owner:  # not in a forked child
+                shutil.rmtree(place, ignore_errors=True)
+
+        atexit.register(forget)
         drivers = Drivers(state=place, run=place)
         _drivers[suite] = drivers.open(suite.kind, suite.driver, suite.options, where=f"{suite.__name__}.options")
     return _drivers[suite]

@@ -6,14 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
+
 from transom.contract import Capability, Driver
 from transom.drivers import Drivers, bind, contract_of
-
-T = TypeVar("T")
 
 
 class Suite:
@@ -146,7 +145,7 @@ def in_child(function: Callable[[], object], *, kill_after: float | None = None)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def wrapped(driver: T, around: Callable[[Any], Any]) -> T:
+def wrapped(driver: Any, around: Callable[[Any], Any]) -> Any:
     """Return `driver` with the generator function `around` standing around each operation (fault injection)."""
     from transom.drivers import Wrapper
 
@@ -154,8 +153,7 @@ def wrapped(driver: T, around: Callable[[Any], Any]) -> T:
         def around(self, call: Any) -> Any:
             return (yield from around(call))
 
-    real: Any = driver
-    return bind(real, contract_of(real.kind), [Around()])
+    return bind(driver, contract_of(driver.kind), [Around()])
 
 
 def undeclared(driver: Any, capabilities: type[Capability]) -> list[Capability]:
