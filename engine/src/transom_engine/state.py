@@ -28,7 +28,9 @@ _SCHEMA = f"""
         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record BLOB NOT NULL
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS volume (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, record BLOB NOT NULL);
+    CREATE TABLE IF NOT EXISTS event (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, record BLOB NOT NULL
+    );
     PRAGMA user_version = {_SCHEMA_VERSION};
 """
 _EVENTS_KEPT = 4096
@@ -110,7 +112,8 @@ class State:
         holder = self._db.execute("SELECT id FROM container WHERE name = ?", (name,)).fetchone()
         by = f" by container {holder[0][:12]}" if holder else ""
         return Conflict(
-            f"the container name {name!r} is already in use{by}; remove or rename that container, or choose another name"
+            f"the container name {name!r} is already in use{by};"
+            " remove or rename that container, or choose another name"
         )
 
     def remove_container(self, id: str) -> None:
