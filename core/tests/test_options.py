@@ -71,21 +71,24 @@ def refusal(name, text, **more):
     return str(error.value)
 
 
-@pytest.mark.parametrize(("name", "text", "field", "value"), [
-    ("max-size", "10m", "max_size", 10_000_000),
-    ("buffer", "10m", "buffer", 10 << 20),
-    ("retry-wait", "1m30s", "retry_wait", 90.0),
-    ("max-file", "3", "max_file", 3),
-    ("ratio", "0.25", "ratio", 0.25),
-    ("mode", "non-blocking", "mode", "non-blocking"),
-    ("facility", "mail", "facility", Facility.MAIL),
-    ("labels", "a, b,c", "labels", ("a", "b", "c")),
-    ("labels", "", "labels", ()),
-    ("sizes", "1k,2m", "sizes", [1024, 2 << 20]),
-    ("streams", "stderr", "streams", frozenset({"stderr"})),
-    ("host-ip", "127.0.0.1", "host_ip", ipaddress.IPv4Address("127.0.0.1")),
-    ("com.docker.network.bridge.name", "br", "bridge_name", "br"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("max-size", "10m", "max_size", 10_000_000),
+        ("buffer", "10m", "buffer", 10 << 20),
+        ("retry-wait", "1m30s", "retry_wait", 90.0),
+        ("max-file", "3", "max_file", 3),
+        ("ratio", "0.25", "ratio", 0.25),
+        ("mode", "non-blocking", "mode", "non-blocking"),
+        ("facility", "mail", "facility", Facility.MAIL),
+        ("labels", "a, b,c", "labels", ("a", "b", "c")),
+        ("labels", "", "labels", ()),
+        ("sizes", "1k,2m", "sizes", [1024, 2 << 20]),
+        ("streams", "stderr", "streams", frozenset({"stderr"})),
+        ("host-ip", "127.0.0.1", "host_ip", ipaddress.IPv4Address("127.0.0.1")),
+        ("com.docker.network.bridge.name", "br", "bridge_name", "br"),
+    ],
+)
 def test_a_text_becomes_a_value_of_the_type_of_its_field(name, text, field, value):
     options = convert(driver=Recorder, options={name: text}, where="--log-opt")
     assert getattr(options, field) == value
@@ -106,23 +109,26 @@ def test_words_for_false(text):
     assert parse_bool(text) is False
 
 
-@pytest.mark.parametrize(("name", "text", "expected"), [
-    ("max-size", "abc", "a size such as 10m"),
-    ("max-size", "-1", "a size such as 10m"),
-    ("buffer", "10", "a size such as 10m, at least 1k"),
-    ("retry-wait", "5", "a duration such as 10s"),
-    ("retry-wait", "-5s", "a duration such as 10s"),
-    ("max-file", "0", "a whole number, at least 1, at most 9"),
-    ("max-file", "two", "a whole number, at least 1, at most 9"),
-    ("ratio", "half", "a number"),
-    ("compress", "maybe", "true or false"),
-    ("mode", "sometimes", "one of blocking, non-blocking"),
-    ("facility", "kern", "one of daemon, mail"),
-    ("sizes", "1k,x", "a list, separated by commas, each a size such as 10m"),
-    ("host-ip", "localhost", "a value of type IPv4Address"),
-    ("host-ip", "null", "a value of type IPv4Address"),
-    ("com.docker.network.bridge.name", "BR", "a text that matches ^[a-z]+$"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("max-size", "abc", "a size such as 10m"),
+        ("max-size", "-1", "a size such as 10m"),
+        ("buffer", "10", "a size such as 10m, at least 1k"),
+        ("retry-wait", "5", "a duration such as 10s"),
+        ("retry-wait", "-5s", "a duration such as 10s"),
+        ("max-file", "0", "a whole number, at least 1, at most 9"),
+        ("max-file", "two", "a whole number, at least 1, at most 9"),
+        ("ratio", "half", "a number"),
+        ("compress", "maybe", "true or false"),
+        ("mode", "sometimes", "one of blocking, non-blocking"),
+        ("facility", "kern", "one of daemon, mail"),
+        ("sizes", "1k,x", "a list, separated by commas, each a size such as 10m"),
+        ("host-ip", "localhost", "a value of type IPv4Address"),
+        ("host-ip", "null", "a value of type IPv4Address"),
+        ("com.docker.network.bridge.name", "BR", "a text that matches ^[a-z]+$"),
+    ],
+)
 def test_a_bad_value_names_driver_option_value_place_and_what_is_allowed(name, text, expected):
     assert refusal(name, text) == f"logging driver recorder: {name}={text!r} (from --log-opt): expected {expected}"
 
@@ -171,12 +177,30 @@ def test_options_are_described_in_the_order_and_words_of_the_user():
     assert docs["com.docker.network.bridge.name"].default == ""
 
 
-@pytest.mark.parametrize(("text", "value"), [  # go-units, size_test.go
-    ("32", 32), ("32b", 32), ("32B", 32), ("32k", 32 << 10), ("32K", 32 << 10), ("32kb", 32 << 10),
-    ("32Kb", 32 << 10),
-    ("32KiB", 32 << 10), ("32Mb", 32 << 20), ("32Gb", 32 << 30), ("32Tb", 32 << 40), ("32Pb", 32 << 50),
-    ("32.3", 32), ("32.5kB", int(32.5 * 1024)), ("0", 0), ("0.", 0), ("0 B", 0), (".3kB", 307), ("32 mb", 32 << 20),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [  # go-units, size_test.go
+        ("32", 32),
+        ("32b", 32),
+        ("32B", 32),
+        ("32k", 32 << 10),
+        ("32K", 32 << 10),
+        ("32kb", 32 << 10),
+        ("32Kb", 32 << 10),
+        ("32KiB", 32 << 10),
+        ("32Mb", 32 << 20),
+        ("32Gb", 32 << 30),
+        ("32Tb", 32 << 40),
+        ("32Pb", 32 << 50),
+        ("32.3", 32),
+        ("32.5kB", int(32.5 * 1024)),
+        ("0", 0),
+        ("0.", 0),
+        ("0 B", 0),
+        (".3kB", 307),
+        ("32 mb", 32 << 20),
+    ],
+)
 def test_binary_sizes_are_read_as_docker_reads_them(text, value):
     assert parse_size(text) == value
 
@@ -197,12 +221,35 @@ def test_a_size_in_bytes_is_exact(size):
     assert parse_size(str(size)) == size
 
 
-@pytest.mark.parametrize(("text", "seconds"), [  # Go, time/time_test.go
-    ("0", 0), ("5s", 5), ("30s", 30), ("1478s", 1478), ("-5s", -5), ("+5s", 5), ("-0", 0), ("5.0s", 5),
-    ("5.6s", 5.6), ("5.s", 5), (".5s", 0.5), ("10ns", 1e-8), ("11us", 11e-6), ("12µs", 12e-6), ("12μs", 12e-6),
-    ("13ms", 0.013), ("14s", 14), ("15m", 900), ("16h", 57600), ("3h30m", 12600), ("10.5s4m", 250.5), ("-2m3.4s", -123.4),
-    ("1h2m3s4ms5us6ns", 3723.004005006), ("39h9m14.425s", 140954.425),
-])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [  # Go, time/time_test.go
+        ("0", 0),
+        ("5s", 5),
+        ("30s", 30),
+        ("1478s", 1478),
+        ("-5s", -5),
+        ("+5s", 5),
+        ("-0", 0),
+        ("5.0s", 5),
+        ("5.6s", 5.6),
+        ("5.s", 5),
+        (".5s", 0.5),
+        ("10ns", 1e-8),
+        ("11us", 11e-6),
+        ("12µs", 12e-6),
+        ("12μs", 12e-6),
+        ("13ms", 0.013),
+        ("14s", 14),
+        ("15m", 900),
+        ("16h", 57600),
+        ("3h30m", 12600),
+        ("10.5s4m", 250.5),
+        ("-2m3.4s", -123.4),
+        ("1h2m3s4ms5us6ns", 3723.004005006),
+        ("39h9m14.425s", 140954.425),
+    ],
+)
 def test_durations_are_read_as_go_reads_them(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds)
 

@@ -112,6 +112,22 @@ def _seconds(text: str) -> float:
     return value
 
 
+def parse(hint: Any, text: str) -> Any:
+    """Return the value of the type `hint`, annotations included, that a user wrote as `text`.
+
+    Raises:
+        ValueError: with what is expected in its place ("a size such as 10m").
+    """
+    kind = inspect.type_info(hint)
+    try:
+        value = msgspec.convert(_read(kind, text), hint, strict=False, dec_hook=_construct)
+        if value is not None:  # "null" is not a word of ours
+            return value
+    except ValueError:  # msgspec.ValidationError is one
+        pass
+    raise ValueError(_expected(kind))
+
+
 _UNITS: dict[str, tuple[Callable[[str], Any], str]] = {
     "size": (parse_size, "a size such as 10m"),
     "decimal-size": (parse_decimal_size, "a size such as 10m"),
@@ -140,14 +156,10 @@ def convert(
         if field is None:
             known = f"it knows: {choices(fields)}" if fields else "it has no options"
             raise ConfigError(f"{who} has no option {name!r} (from {where}){nearest(name, fields)}; {known}")
-        kind = inspect.type_info(field.type)
         try:
-            value = msgspec.convert(_read(kind, text), field.type, strict=False, dec_hook=_construct)
-            if value is None:  # "null" is not a word of ours
-                raise ValueError
-            values[field.name] = value
-        except ValueError:  # msgspec.ValidationError is one
-            raise ConfigError(f"{who}: {name}={text!r} (from {where}): expected {_expected(kind)}") from None
+            values[field.name] = parse(field.type, text)
+        except ValueError as error:
+            raise ConfigError(f"{who}: {name}={text!r} (from {where}): expected {error}") from None
     missing = [name for name, field in fields.items() if field.required and field.name not in values]
     if missing:
         raise ConfigError(f"{who} needs the option {missing[0]!r} (missing from {where})")
@@ -246,7 +258,7 @@ def _expected(kind: inspect.Type) -> str:
     if isinstance(core, inspect.BoolType):
         return "true or false"
     if isinstance(core, inspect.LiteralType):
-        return "one of " + ", ".join(map(str, core.values))
+        return "one of " + ", ".join(str(value) for value in core.values if value != "")
     if isinstance(core, inspect.EnumType):
         return "one of " + ", ".join(str(member.value) for member in core.cls)
     if isinstance(core, inspect.StrType):
