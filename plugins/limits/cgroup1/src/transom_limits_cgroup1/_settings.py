@@ -1,0 +1,274 @@
+"""From resources to control files: what this host offers, what is written in which order, how it is taken back."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from functools import cached_property
+from typing import NamedTuple
+
+from transom.contract.limits import LimitsCapability as Has
+from transom.contract.limits import Resources
+from transom_limits_cgroup1._devices import current, set_devices
+from transom_limits_cgroup1._hierarchy import read, write
+
+_FIELDS = {
+    "memory": (Has.MEMORY, "memory.limit_in_bytes"),
+    "memory_swap": (Has.SWAP, "memory.memsw.limit_in_bytes"),
+    "memory_reservation": (Has.RESERVATION, "memory.soft_limit_in_bytes"),
+    "memory_swappiness": (Has.SWAPPINESS, "memory.swappiness"),
+    "oom_kill_disable": (Has.OOM_DISABLE, "memory.oom_control"),
+    "cpu_shares": (Has.CPU_SHARES, "cpu.shares"),
+    "cpu_period": (Has.CPU_QUOTA, "cpu.cfs_period_us"),
+    "cpu_quota": (Has.CPU_QUOTA, "cpu.cfs_quota_us"),
+    "cpu_rt_period": (Has.CPU_REALTIME, "cpu.rt_period_us"),
+    "cpu_rt_runtime": (Has.CPU_REALTIME, "cpu.rt_runtime_us"),
+    "cpuset_cpus": (Has.CPUSET, "cpuset.cpus"),
+    "cpuset_mems": (Has.CPUSET, "cpuset.mems"),
+    "pids": (Has.PIDS, "pids.max"),
+    "blkio_weight": (Has.IO_WEIGHT, "blkio.bfq.weight"),
+    "blkio_weight_devices": (Has.IO_WEIGHT, "blkio.bfq.weight_device"),
+    "device_read_bps": (Has.IO_MAX, "blkio.throttle.read_bps_device"),
+    "device_write_bps": (Has.IO_MAX, "blkio.throttle.write_bps_device"),
+    "device_read_iops": (Has.IO_MAX, "blkio.throttle.read_iops_device"),
+    "device_write_iops": (Has.IO_MAX, "blkio.throttle.write_iops_device"),
+    "hugepages": (Has.HUGETLB, ""),
+    "devices": (Has.DEVICES, "devices.list"),
+}
+"""Each field's capability and control file, in the order of writing; the file's first word is the controller."""
+
+# What shows, in the root of a hierarchy, that the kernel was built with it (some files exist below the root only).
+_EVIDENCE = {
+    Has.MEMORY: "memory.limit_in_bytes",
+    Has.SWAP: "memory.memsw.limit_in_bytes",
+    Has.RESERVATION: "memory.soft_limit_in_bytes",
+    Has.SWAPPINESS: "memory.swappiness",
+    Has.OOM_DISABLE: "memory.oom_control",
+    Has.OOM_EVENTS: "memory.oom_control",
+    Has.CPU_SHARES: "cpu.shares",
+    Has.CPU_QUOTA: "cpu.cfs_quota_us",
+    Has.CPU_REALTIME: "cpu.rt_runtime_us",
+    Has.CPUSET: "cpuset.cpus",
+    Has.PIDS: "pids.",
+    Has.IO_WEIGHT: "blkio.bfq.io_serviced",
+    Has.IO_MAX: "blkio.throttle.read_bps_device",
+    Has.HUGETLB: "hugetlb.",
+    Has.DEVICES: "devices.list",
+    Has.FREEZE: "freezer.",
+}
+
+_WITHOUT = {
+    Has.SWAP: "this kernel does not account swap: boot with swapaccount=1",
+    Has.IO_WEIGHT: "no block device uses the I/O scheduler bfq, see /sys/block/DEVICE/queue/scheduler",
+    Has.CPU_REALTIME: "this kernel has no groups of real-time processes (CONFIG_RT_GROUP_SCHED)",
+    Has.CPU_QUOTA: "this kernel has no CPU quotas (CONFIG_CFS_BANDWIDTH)",
+}
+
+_HINTS = {
+    ("memory", errno.EBUSY): "the group uses more than that and cannot give it back",
+    ("memory_swap", errno.EBUSY): "the group uses more than that and cannot give it back",
+    ("memory", errno.EINVAL): "it would exceed memory_swap, change both",
+    ("memory_swap", errno.EINVAL): "it would be below memory, change both",
+    ("cpuset_cpus", errno.EACCES): "the group's parent does not have all of these CPUs",
+    ("cpuset_mems", errno.EACCES): "the group's parent does not have all of these memory nodes",
+    ("cpu_rt_runtime", errno.EINVAL): "the parent group has less real-time runtime to give, or the period is shorter",
+    ("devices", errno.EPERM): "the parent group does not allow these devices",
+}
+
+
+class Refused(OSError):
+    """The kernel refused a value: the text names the field, `hint` says what may help."""
+
+    def __init__(self, field: str, value: str, error: OSError) -> None:
+        super().__init__(error.errno, f"{field}={value}: {error.strerror or error}")
+        self.hint = _HINTS.get((field, error.errno or 0), "")
+
+
+class Offered:
+    """What the mounted hierarchies offer. `points` has the mount point of each controller."""
+
+    def __init__(self, points: dict[str, str]) -> None:
+        self.points = points
+
+    @cached_property
+    def capabilities(self) -> frozenset[Has]:
+        return frozenset(capability for capability in _EVIDENCE if self._offers(capability))
+
+    @cached_property
+    def hugepage_sizes(self) -> frozenset[str]:
+        """The sizes that can be limited, as in "2MB"."""
+        names = os.listdir(self.points["hugetlb"]) if "hugetlb" in self.points else []
+        return frozenset(name.split(".")[1] for name in names if name.endswith(".limit_in_bytes"))
+
+    def _offers(self, capability: Has) -> bool:
+        file = _EVIDENCE[capability]
+        controller = file.split(".")[0]
+        present = controller in self.points and (
+            file.endswith(".") or os.path.exists(f"{self.points[controller]}/{file}")
+        )
+        return present and (capability is not Has.IO_WEIGHT or _bfq_in_use())
+
+
+def _bfq_in_use() -> bool:
+    for device in os.listdir("/sys/block"):
+        try:
+            if "[bfq]" in read("/sys/block", device, "queue/scheduler"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
+    """Say which of the fields that were asked for will not act, and why."""
+    reasons = {}
+    if resources.kernel_memory is not None:
+        reasons["kernel_memory"] = (
+            "kernels from 5.16 on have no limit of their own for kernel memory, and older are buggy"
+        )
+    for field, (capability, file) in _FIELDS.items():
+        if _asked(resources, field) and capability not in offered.capabilities:
+            controller = (file or "hugetlb.").split(".")[0]
+            mounted = controller in offered.points
+            reason = _WITHOUT.get(capability, f"this kernel has no {file}")
+            reasons[field] = reason if mounted else f"the cgroup controller {controller} is not mounted"
+    if "hugepages" not in reasons:
+        for page in resources.hugepages:
+            if page.size not in offered.hugepage_sizes:
+                sizes = ", ".join(sorted(offered.hugepage_sizes))
+                reasons["hugepages"] = f"no huge pages of {page.size} on this host, it has {sizes}"
+    return reasons
+
+
+def _asked(resources: Resources, field: str) -> bool:
+    return getattr(resources, field) not in (None, ()) or (field == "devices" and resources.devices is not None)
+
+
+class _Setting(NamedTuple):
+    field: str
+    path: str
+    value: str
+
+
+def apply(id: str, resources: Resources, offered: Offered, parent: str) -> None:
+    """Write what was asked, in an order that the kernel accepts.
+
+    Raises:
+        Refused: a value was not accepted; those before it are in force.
+    """
+    for field, path, value in _ordered(_settings(id, resources, offered, parent)):
+        try:
+            if field == "cpu_rt_runtime":
+                _grant_realtime(path, int(value))
+            write(path, value)
+        except OSError as error:
+            raise Refused(field, value, error) from error
+    if resources.devices is not None and Has.DEVICES in offered.capabilities:
+        try:
+            set_devices(f"{offered.points['devices']}/{parent}/{id}", resources.devices)
+        except OSError as error:
+            raise Refused("devices", f"{len(resources.devices)} rules", error) from error
+
+
+def old_values(id: str, resources: Resources, offered: Offered, parent: str) -> list[tuple[str, str]]:
+    """Return what to write where, in order, to take an update back; see `restore`."""
+    undo = [(path, _old(path, value)) for _, path, value in _settings(id, resources, offered, parent)]
+    if resources.devices is not None and Has.DEVICES in offered.capabilities:
+        path = f"{offered.points['devices']}/{parent}/{id}/devices.list"
+        undo.append((path, read(path)))
+    return undo
+
+
+def restore(undo: Iterable[tuple[str, str]]) -> None:
+    """Put values back as far as the kernel lets us; groups that are gone are passed over."""
+    listed = {os.path.basename(path): (path, value) for path, value in undo}
+    settings = [_Setting(_field_of(path), path, value) for path, value in undo if not path.endswith("devices.list")]
+    for _, path, value in _ordered(settings):
+        try:
+            write(path, value)
+        except OSError:
+            continue
+    if "devices.list" in listed:
+        path, value = listed["devices.list"]
+        try:
+            set_devices(os.path.dirname(path), current(value))
+        except OSError:
+            pass
+
+
+def _field_of(path: str) -> str:
+    name = os.path.basename(path)
+    return next((field for field, (_, file) in _FIELDS.items() if file == name), "hugepages")
+
+
+def _settings(id: str, resources: Resources, offered: Offered, parent: str) -> list[_Setting]:
+    """Return each file and value, in the order of the fields, for all but the device list."""
+    found = []
+    for field, (capability, file) in _FIELDS.items():
+        if field == "devices" or not _asked(resources, field) or capability not in offered.capabilities:
+            continue
+        for name, value in _values(field, file, getattr(resources, field), offered):
+            found.append(_Setting(field, f"{offered.points[name.split('.')[0]]}/{parent}/{id}/{name}", value))
+    return found
+
+
+def _values(field: str, file: str, value: object, offered: Offered) -> Iterable[tuple[str, str]]:
+    if field == "hugepages":
+        for page in value:  # type: ignore[attr-defined]  # the field's type says so
+            if page.size in offered.hugepage_sizes:
+                yield f"hugetlb.{page.size}.limit_in_bytes", str(page.limit)
+    elif isinstance(value, tuple):
+        from transom.services.resources import device_numbers
+
+        for item in value:
+            amount = item.weight if field == "blkio_weight_devices" else item.rate
+            yield file, f"{device_numbers(item.device)} {amount}"
+    elif field == "pids":
+        yield file, "max" if value == -1 else str(value)
+    else:
+        yield file, str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _ordered(settings: list[_Setting]) -> list[_Setting]:
+    """Swap the two pairs in which the kernel compares a new value with the other's present one."""
+    order = {setting.field: setting for setting in settings}
+    for first, second in (("memory", "memory_swap"), ("cpu_rt_period", "cpu_rt_runtime")):
+        if first in order and second in order:
+            a, b = order[first], order[second]
+            now = _number(read(b.path))
+            # Memory may not rise above memory and swap; a period may not fall below its runtime.
+            if (first == "memory" and 0 <= now < _number(a.value)) or (first != "memory" and now > _number(a.value)):
+                i, j = settings.index(a), settings.index(b)
+                settings[i], settings[j] = b, a
+    return settings
+
+
+def _number(text: str) -> int:
+    return int(text) if text.lstrip("-").isdigit() else -1
+
+
+def _grant_realtime(path: str, runtime: int) -> None:
+    """Give the parents the real-time runtime of the root: a group can have no more than they (sched-rt-group)."""
+    parents, directory = [], os.path.dirname(os.path.dirname(path))
+    while os.path.exists(f"{directory}/cpu.rt_runtime_us"):
+        parents.append(directory)
+        directory = os.path.dirname(directory)
+    whole = read(parents[-1], "cpu.rt_runtime_us")
+    for parent in reversed(parents[:-1]):
+        if int(read(parent, "cpu.rt_runtime_us")) < runtime:
+            write(f"{parent}/cpu.rt_runtime_us", whole)
+
+
+def _old(path: str, value: str) -> str:
+    """Return what to write to `path` to undo the writing of `value`."""
+    text = read(path)
+    if path.endswith("memory.oom_control"):
+        return text.split()[1]
+    if ":" not in value:
+        return text
+    device = value.split()[0]
+    for line in text.splitlines():
+        if line.startswith(f"{device} "):
+            return line
+    return f"{device} {'default' if path.endswith('weight_device') else 0}"
