@@ -113,7 +113,9 @@ class Overlay2(Storage):
         try:
             with os.scandir(self.root) as entries:
                 return frozenset(
-                    entry.name for entry in entries if _ID.issuperset(entry.name) and entry.is_dir(follow_symlinks=False)
+                    entry.name
+                    for entry in entries
+                    if _ID.issuperset(entry.name) and entry.is_dir(follow_symlinks=False)
                 )
         except FileNotFoundError:
             return frozenset()

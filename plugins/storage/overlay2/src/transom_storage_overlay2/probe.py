@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from threading import get_native_id
 
 from transom.contract import Probe
 from transom.contract.storage import Mount
@@ -11,6 +12,7 @@ from transom.services.mounts import mount_all, privately
 from transom.services.trees import remove_tree
 
 PREFIX = ".overlay2-probe-"
+_NO_ATTRIBUTES = "does not keep extended attributes (trusted.*), which overlay needs: use ext4, xfs or btrfs"
 
 
 def probe(root: str) -> Probe:
@@ -18,7 +20,7 @@ def probe(root: str) -> Probe:
     place = root
     while not os.path.isdir(place):
         place = os.path.dirname(place)
-    scratch = os.path.join(place, f"{PREFIX}{os.getpid()}")
+    scratch = os.path.join(place, f"{PREFIX}{get_native_id()}")
     try:
         sweep(place)
         try:
@@ -55,7 +57,7 @@ def _try(scratch: str) -> str:
     if sorted(os.listdir(merged)) != ["emptied", "kept"]:
         return "does not tell file types in directories (d_type); XFS does when made with: mkfs.xfs -n ftype=1"
     if os.listdir(f"{merged}/emptied"):
-        return "does not keep extended attributes (trusted.*), which overlay needs"
+        return _NO_ATTRIBUTES
     return ""
 
 
@@ -69,6 +71,8 @@ def _explain(error: OSError, place: str) -> str:
             f"{filesystem_of(place)} at {place} cannot hold an overlay's upper directory ({error.strerror}):"
             " put the root on ext4, xfs or btrfs, or use the driver vfs"
         )
+    if error.errno in {errno.EIO, errno.EOPNOTSUPP}:
+        return f"{filesystem_of(place)} at {place} {_NO_ATTRIBUTES}"
     return f"a trial mount at {place} failed: {error.strerror}"
 
 
@@ -76,7 +80,7 @@ def filesystem_of(path: str) -> str:
     """Name the type of the file system that holds `path` (proc_pid_mountinfo(5))."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo") as lines:
+    with open("/proc/thread-self/mountinfo") as lines:
         for line in lines:
             fields = line.split()
             if fields[2] == wanted:
