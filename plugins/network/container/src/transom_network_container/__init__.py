@@ -24,7 +24,7 @@ class Container(NetworkDriver):
 
     name = "container"
     api = 1
-    capabilities = frozenset({NetworkCapability.SINGLETON, NetworkCapability.REFERENCE})
+    capabilities = frozenset({NetworkCapability.REFERENCE})
 
     def create_network(self, network: Network) -> None:
         """Do nothing: the other container is on its networks already."""
