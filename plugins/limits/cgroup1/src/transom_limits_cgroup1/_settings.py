@@ -124,9 +124,7 @@ def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
     """Say which of the fields that were asked for will not act, and why."""
     reasons = {}
     if resources.kernel_memory is not None:
-        reasons["kernel_memory"] = (
-            "kernels from 5.16 on have no limit of their own for kernel memory, and older are buggy"
-        )
+        reasons["kernel_memory"] = "kernels from 5.16 on do not limit kernel memory by itself: memory includes it"
     for field, (capability, file) in _FIELDS.items():
         if _asked(resources, field) and capability not in offered.capabilities:
             controller = (file or "hugetlb.").split(".")[0]
@@ -225,7 +223,7 @@ def _values(field: str, file: str, value: object, offered: Offered) -> Iterable[
             amount = item.weight if field == "blkio_weight_devices" else item.rate
             yield file, f"{device_numbers(item.device)} {amount}"
     elif field == "pids":
-        yield file, "max" if value == -1 else str(value)
+        yield file, "max" if value in (0, -1) else str(value)
     else:
         yield file, str(int(value)) if isinstance(value, bool) else str(value)
 
