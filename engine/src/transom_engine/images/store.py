@@ -1,0 +1,695 @@
+"""Which images are here, what they are called, and what they are made of.
+
+The records are rows of ``images.db`` (SQLite, WAL); the blobs are `images.content`'s. An image's id is the digest of
+its configuration, as Docker's classic store has it. Starting a container needs `ImageStore.resolve` only: one
+database opened, one or two rows read, no blob touched.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, choices, nearest
+from transom_engine.images import names, spec
+from transom_engine.images.content import ContentStore
+from transom_engine.images.names import Reference
+from transom_engine.images.spec import ImageConfig, Layer
+
+if TYPE_CHECKING:
+    from transom_engine.model import Config
+
+FILTERS = ("before", "dangling", "label", "reference", "since")
+_BUSY_SECONDS = 30
+_SCHEMA = """
+    CREATE TABLE image (
+        id TEXT PRIMARY KEY,
+        manifest TEXT NOT NULL,
+        parent TEXT NOT NULL,
+        layers TEXT NOT NULL,
+        config BLOB NOT NULL,
+        recorded REAL NOT NULL,
+        tagged REAL NOT NULL DEFAULT 0
+    );
+    CREATE TABLE tag (name TEXT, tag TEXT, image TEXT NOT NULL REFERENCES image(id), PRIMARY KEY (name, tag))
+        WITHOUT ROWID;
+    CREATE TABLE digest (name TEXT, digest TEXT, image TEXT NOT NULL REFERENCES image(id), PRIMARY KEY (name, digest))
+        WITHOUT ROWID;
+    CREATE INDEX tag_image ON tag(image);
+    CREATE INDEX digest_image ON digest(image);
+    CREATE TABLE unpacked (diff_id TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
+    PRAGMA user_version = 1;
+"""
+_SELECT = "SELECT id, manifest, layers, config, parent FROM image"
+
+
+class Image(msgspec.Struct, frozen=True):
+    """An image's record.
+
+    Attributes:
+        id: the digest of its configuration.
+        manifest: the digest of the manifest it was pulled or made with.
+        parent: the id of the image it was committed from, or empty.
+        layers: the lowest first.
+        raw_config: the configuration's bytes.
+    """
+
+    id: str
+    manifest: str
+    layers: tuple[Layer, ...]
+    raw_config: bytes
+    parent: str = ""
+
+    @property
+    def chain_id(self) -> str | None:
+        """The name under which the whole image is unpacked; None for an image without layers."""
+        return self.layers[-1].chain_id if self.layers else None
+
+    @property
+    def config(self) -> ImageConfig:
+        """The decoded configuration."""
+        return spec.decode_config(self.raw_config, subject=self.id)
+
+    def container_config(self) -> Config:
+        """Return what the image says a container of it should run, in the shape of Docker's API."""
+        from transom_engine.model import Config
+
+        config = self.config.config or {}
+        return msgspec.convert({key: value for key, value in config.items() if value is not None}, Config, strict=False)
+
+
+class Removed(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """One line of ``docker rmi``: a name taken away, or an image or a layer (its chain id) deleted."""
+
+    untagged: str = ""
+    deleted: str = ""
+
+    def __str__(self) -> str:
+        return f"Untagged: {self.untagged}" if self.untagged else f"Deleted: {self.deleted}"
+
+
+class Summary(msgspec.Struct, frozen=True, rename="pascal"):
+    """A line of ``docker images`` (Docker's API: ImageSummary); sizes in bytes, times in Unix seconds."""
+
+    id: str
+    repo_tags: list[str]
+    repo_digests: list[str]
+    created: int
+    size: int
+    labels: dict[str, str] | None
+    parent_id: str = ""
+    shared_size: int = -1
+    containers: int = -1
+    virtual_size: int = 0
+
+
+class HistoryItem(msgspec.Struct, frozen=True, rename="pascal"):
+    """A line of ``docker history`` (Docker's API: HistoryResponseItem), the topmost layer first."""
+
+    id: str
+    created: int
+    created_by: str
+    tags: list[str] | None
+    size: int
+    comment: str
+
+
+class GraphDriver(msgspec.Struct, frozen=True, rename="pascal"):
+    """Where the image is unpacked."""
+
+    data: dict[str, str] | None = None
+    name: str = ""
+
+
+class RootFS(msgspec.Struct, frozen=True, rename="pascal"):
+    """The diff ids of the layers, the lowest first."""
+
+    type: str
+    layers: list[str]
+
+
+class Metadata(msgspec.Struct, frozen=True, rename="pascal"):
+    """What is known of the image on this host only."""
+
+    last_tag_time: str
+
+
+class ImageInspect(msgspec.Struct, frozen=True, rename="pascal"):
+    """An image in full (Docker's API 1.43: ImageInspect)."""
+
+    id: str
+    repo_tags: list[str]
+    repo_digests: list[str]
+    parent: str
+    comment: str
+    created: str
+    docker_version: str
+    author: str
+    config: dict[str, Any]
+    architecture: str
+    variant: str
+    os: str
+    os_version: str
+    size: int
+    virtual_size: int
+    graph_driver: GraphDriver
+    root_fs: RootFS = msgspec.field(name="RootFS")
+    metadata: Metadata
+
+
+def no_container(image_id: str) -> str | None:
+    """Say that no container uses the image."""
+    return None
+
+
+class ImageStore:
+    """The records under one directory; several processes may use it at once, several threads one instance."""
+
+    def __init__(self, root: str | os.PathLike[str], content: ContentStore) -> None:
+        self.root, self.content = os.fspath(root), content
+        self._mutex = _thread.allocate_lock()
+        self._connection: sqlite3.Connection | None = None
+
+    # Names
+
+    def resolve(self, text: str) -> Image:
+        """Find an image by name, by name and digest, by id, or by the beginning of an id.
+
+        Raises:
+            NotFound: there is none.
+            ConfigError: no image can be called that, or several ids begin so.
+        """
+        image_id, _ = self._find(text)
+        return self.get(image_id)
+
+    def get(self, image_id: str) -> Image:
+        """Return the image of a full id.
+
+        Raises:
+            NotFound: there is none.
+        """
+        row = self._db.execute(f"{_SELECT} WHERE id = ?", (image_id,)).fetchone()
+        if row is None:
+            raise _no_such_image(image_id, pullable=False)
+        return _image(row)
+
+    def walk(self) -> Iterator[Image]:
+        """Yield every image, the latest recorded first."""
+        rows = self._db.execute(f"{_SELECT} ORDER BY recorded DESC").fetchall()
+        yield from map(_image, rows)
+
+    def record(self, image: Image, *, reference: Reference | None = None, digest: str = "") -> bool:
+        """Record an image and what it is called; the blobs must be here, and a lease held.
+
+        A tag that another image has moves to this one. Recording again changes nothing.
+
+        Args:
+            digest: the digest under which the reference's registry knows the image.
+
+        Returns:
+            whether that changed which image the reference names.
+        """
+        import time
+
+        now, layers = time.time(), msgspec.json.encode(image.layers).decode()
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO image (id, manifest, parent, layers, config, recorded) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET manifest = excluded.manifest, layers = excluded.layers",
+                (
+                    image.id,
+                    image.manifest,
+                    image.parent,
+                    layers,
+                    image.raw_config,
+                    now,
+                ),
+            )
+            changed = False
+            if reference and digest:
+                changed |= _name(db, "digest", reference.name, digest, image.id)
+            if reference and reference.tag and not reference.digest:
+                changed |= _name(db, "tag", reference.name, reference.tag, image.id)
+                if changed:
+                    db.execute("UPDATE image SET tagged = ? WHERE id = ?", (now, image.id))
+        return changed
+
+    def tag(self, source: str, target: str) -> Reference:
+        """Give the image another name, taking it from the image that had it.
+
+        Raises:
+            NotFound: no image is called `source`.
+            ConfigError: `target` is no name for an image.
+        """
+        import time
+
+        reference = names.parse(target)
+        if reference.digest:
+            raise ConfigError(f"cannot tag an image as {target}: a digest cannot be chosen; leave it out")
+        if reference.familiar_name == "sha256":
+            raise ConfigError(f"cannot tag an image as {target}: it would read as an id; choose another name")
+        image_id, _ = self._find(source)
+        with self._transaction() as db:
+            if db.execute("UPDATE image SET tagged = ? WHERE id = ?", (time.time(), image_id)).rowcount == 0:
+                raise _no_such_image(source)
+            _name(db, "tag", reference.name, reference.tag, image_id)
+        return reference
+
+    def references(self, image_id: str) -> list[Reference]:
+        """Return all names of the image: those with a tag, then those with a digest, each sorted."""
+        tags = self._db.execute("SELECT name, tag FROM tag WHERE image = ? ORDER BY name, tag", (image_id,)).fetchall()
+        digests = self._db.execute(
+            "SELECT name, digest FROM digest WHERE image = ? ORDER BY name, digest", (image_id,)
+        ).fetchall()
+        return [_reference(name, tag=tag) for name, tag in tags] + [
+            _reference(name, digest=digest) for name, digest in digests
+        ]
+
+    # Removal
+
+    def remove(
+        self,
+        text: str,
+        *,
+        force: bool = False,
+        in_use: Callable[[str], str | None] = no_container,
+        running: Callable[[str], str | None] = no_container,
+    ) -> list[Removed]:
+        """Take a name from an image, and delete the image with its last name, as ``docker rmi`` does.
+
+        By name: that name goes; the image only if it was the last. By id: all names go, if they are of one
+        repository or with `force`, and the image.
+
+        Args:
+            in_use: the name of a container of the image, or None.
+            running: the name of a running container of the image, or None; not even `force` deletes that one's image.
+
+        Returns:
+            what was done. The layers deleted, by chain id, are those no other image has: the caller removes them
+            from the storage drivers. Their blobs are gone, or go with the next `collect`.
+
+        Raises:
+            NotFound: there is none of that name.
+            Conflict: a container uses the image, another image builds upon it, or it has names in several repositories.
+        """
+        removed: list[Removed] = []
+        gone: Sequence[Reference]
+        with self._transaction() as db:
+            image_id, reference = self._find(text)
+            image, have = self.get(image_id), self.references(image_id)
+            gone = have
+            if reference is not None:
+                user = in_use(image_id)
+                if user and not force and _single(have):
+                    raise Conflict(
+                        f"cannot remove {reference.familiar()}: container {user} uses its image"
+                        f" {names.short_id(image_id)}; remove that first (transom rm {user}) or force it with -f"
+                    )
+                gone = _going_with(reference, have)
+            remaining = [other for other in have if other not in gone]
+            conflict: Conflict | None = None
+            if not remaining:
+                conflict = self._conflict(
+                    image, untagging=[] if reference else gone, force=force, in_use=in_use, running=running
+                )
+            if conflict and reference is None:
+                raise conflict
+            for other in gone:
+                _unname(db, other)
+                removed.append(Removed(untagged=other.familiar()))
+            if remaining or conflict:
+                return removed
+            db.execute("DELETE FROM image WHERE id = ?", (image_id,))
+            removed.append(Removed(deleted=image_id))
+            kept = self.chain_ids()
+            removed += [Removed(deleted=one.chain_id) for one in reversed(image.layers) if one.chain_id not in kept]
+        self.collect()
+        return removed
+
+    def _conflict(
+        self,
+        image: Image,
+        *,
+        untagging: Sequence[Reference],
+        force: bool,
+        in_use: Callable[[str], str | None],
+        running: Callable[[str], str | None],
+    ) -> Conflict | None:
+        """Say why the image must stay: Docker's hard conflicts, and its soft ones that -f overrides."""
+        short = names.short_id(image.id)
+        child = self._db.execute("SELECT id FROM image WHERE parent = ?", (image.id,)).fetchone()
+        if child:
+            return Conflict(
+                f"cannot remove image {short}: image {names.short_id(child[0])} is made from it; remove that one first"
+            )
+        if user := running(image.id):
+            return Conflict(
+                f"cannot remove image {short}: running container {user} uses it; stop it first (transom stop {user})"
+            )
+        if force:
+            return None
+        if not _single(untagging):
+            listed = ", ".join(reference.familiar() for reference in untagging)
+            return Conflict(
+                f"cannot remove image {short}: it has several names ({listed}); remove it by name or force it with -f"
+            )
+        if user := in_use(image.id):
+            return Conflict(
+                f"cannot remove image {short}: container {user} uses it;"
+                f" remove that first (transom rm {user}) or force it with -f"
+            )
+        return None
+
+    def collect(self) -> list[str]:
+        """Remove the blobs that no image needs; return their digests. Leaves them while a pull is under way."""
+        return self.content.collect(self._needed()) or []
+
+    def chain_ids(self) -> frozenset[str]:
+        """Return the chain ids of all layers of all images: what storage drivers may hold unpacked."""
+        return frozenset(layer.chain_id for layers in self._layer_lists() for layer in layers)
+
+    def _needed(self) -> Iterator[str]:
+        for image_id, manifest in self._db.execute("SELECT id, manifest FROM image").fetchall():
+            yield from (image_id, manifest)
+        yield from (row[0] for row in self._db.execute("SELECT digest FROM digest").fetchall())
+        yield from (layer.digest for layers in self._layer_lists() for layer in layers)
+
+    def _layer_lists(self) -> Iterator[tuple[Layer, ...]]:
+        for (layers,) in self._db.execute("SELECT layers FROM image").fetchall():
+            yield _decode_layers(layers)
+
+    # Reports
+
+    def images(self, *, filters: Mapping[str, Sequence[str]] | None = None, all: bool = False) -> list[Summary]:
+        """List the images, the newest first, with Docker's filters.
+
+        Args:
+            filters: ``dangling`` (true or false), ``label`` (KEY or KEY=VALUE), ``before`` and ``since`` (an image),
+                ``reference`` (a pattern of the familiar name, with or without a tag). Values of one filter are
+                alternatives, but labels must all be there; different filters must all hold.
+            all: list untagged images that others were made from, too.
+
+        Raises:
+            ConfigError: no such filter, or no such value.
+            NotFound: ``before`` or ``since`` names no image.
+        """
+        filters = filters or {}
+        for key in filters:
+            if key not in FILTERS:
+                raise ConfigError(f"unknown image filter {key}{nearest(key, FILTERS)}; there are {choices(FILTERS)}")
+        dangling = _truth("dangling", filters["dangling"]) if filters.get("dangling") else None
+        before = min((self._created(text) for text in filters.get("before", ())), default=None)
+        since = max((self._created(text) for text in filters.get("since", ())), default=None)
+        images = [(image, _seconds(image.config.created)) for image in self.walk()]
+        parents = {image.parent for image, _ in images}
+        rows: list[Summary] = []
+        for image, created in sorted(images, key=lambda pair: -pair[1]):
+            config, have = image.config, self.references(image.id)
+            labels = (config.config or {}).get("Labels")
+            tags = [reference for reference in have if reference.tag]
+            if patterns := filters.get("reference"):
+                have = [reference for reference in have if _matches(reference, patterns)]
+                if not have:
+                    continue
+            if (
+                (dangling is not None and dangling is bool(tags))
+                or (before is not None and created >= before)
+                or (since is not None and created <= since)
+                or (not all and dangling is None and not tags and image.id in parents)
+                or not _has_labels(labels or {}, filters.get("label", ()))
+            ):
+                continue
+            size = self.size(image)
+            rows.append(
+                Summary(
+                    id=image.id,
+                    repo_tags=[reference.familiar() for reference in have if reference.tag],
+                    repo_digests=[reference.familiar() for reference in have if reference.digest],
+                    created=int(created),
+                    size=size,
+                    virtual_size=size,
+                    labels=labels,
+                    parent_id=image.parent,
+                )
+            )
+        return rows
+
+    def inspect(self, text: str, *, driver: str = "") -> ImageInspect:
+        """Describe an image in full.
+
+        Args:
+            driver: the storage driver to name.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        image = self.resolve(text)
+        config, have, size = image.config, self.references(image.id), self.size(image)
+        tagged = self._db.execute("SELECT tagged FROM image WHERE id = ?", (image.id,)).fetchone()
+        return ImageInspect(
+            id=image.id,
+            repo_tags=[reference.familiar() for reference in have if reference.tag],
+            repo_digests=[reference.familiar() for reference in have if reference.digest],
+            parent=image.parent,
+            comment=config.comment or (config.history or [spec.History()])[-1].comment,
+            created=config.created or "",
+            docker_version=config.docker_version,
+            author=config.author,
+            config=config.config or {},
+            architecture=config.architecture,
+            variant=config.variant,
+            os=config.os,
+            os_version=config.os_version,
+            size=size,
+            virtual_size=size,
+            graph_driver=GraphDriver(name=driver),
+            root_fs=RootFS(type="layers", layers=[layer.diff_id for layer in image.layers]),
+            metadata=Metadata(last_tag_time=timestamp(tagged[0] if tagged else 0)),
+        )
+
+    def history(self, text: str) -> list[HistoryItem]:
+        """Tell how an image came to be, the last step first. A step that added no layer has size 0.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        image = self.resolve(text)
+        sizes = iter([self._layer_size(layer) for layer in image.layers])
+        tags = [reference.familiar() for reference in self.references(image.id) if reference.tag]
+        steps = image.config.history or [spec.History(created=image.config.created) for _ in image.layers]
+        rows = [
+            HistoryItem(
+                id="<missing>",
+                created=int(_seconds(step.created)),
+                created_by=step.created_by,
+                tags=None,
+                size=0 if step.empty_layer else next(sizes, 0),
+                comment=step.comment,
+            )
+            for step in steps
+        ]
+        if rows:
+            rows[-1] = msgspec.structs.replace(rows[-1], id=image.id, tags=tags or None)
+        return rows[::-1]
+
+    def size(self, image: Image) -> int:
+        """Return the size of an image in bytes: of its files where it was unpacked once, else of its blobs."""
+        return sum(self._layer_size(layer) for layer in image.layers)
+
+    def note_unpacked(self, diff_id: str, size: int) -> None:
+        """Remember how many bytes of files a layer holds: only its unpacking tells."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO unpacked VALUES (?, ?)", (diff_id, size))
+
+    def close(self) -> None:
+        """Close the database. Closing twice is harmless; the next use opens it again."""
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def _layer_size(self, layer: Layer) -> int:
+        row = self._db.execute("SELECT size FROM unpacked WHERE diff_id = ?", (layer.diff_id,)).fetchone()
+        return int(row[0]) if row else layer.size
+
+    def _created(self, text: str) -> float:
+        return _seconds(self.resolve(text).config.created)
+
+    def _find(self, text: str) -> tuple[str, Reference | None]:
+        """Return the id of the image that the text means, and the reference if the text is one of its names."""
+        bare = text.removeprefix("sha256:")
+        if names.is_digest(f"sha256:{bare}"):
+            if self._db.execute("SELECT 1 FROM image WHERE id = ?", (f"sha256:{bare}",)).fetchone():
+                return f"sha256:{bare}", None
+            raise _no_such_image(text, pullable=False)
+        prefix = bare if bare and len(bare) < 64 and not bare.strip("0123456789abcdef") else ""
+        reference = names.parse(text)
+        column, value = ("digest", reference.digest) if reference.digest else ("tag", reference.tag)
+        row = self._db.execute(
+            f"SELECT image FROM {column} WHERE name = ? AND {column} = ?", (reference.name, value)
+        ).fetchone()
+        if row:
+            plain = msgspec.structs.replace(reference, tag="") if reference.digest else reference
+            return row[0], plain
+        if prefix:
+            rows = self._db.execute(
+                "SELECT id FROM image WHERE id >= ? AND id < ? ORDER BY id", (f"sha256:{prefix}", f"sha256:{prefix}g")
+            ).fetchall()
+            if len(rows) > 1:
+                listed = ", ".join(names.short_id(found) for (found,) in rows[:5])
+                raise ConfigError(f"ambiguous image id {text}: it begins {listed}; give more digits")
+            if rows:
+                return rows[0][0], None
+        raise _no_such_image(text)
+
+    # The database
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            with _faults(self.root):
+                self._connection = _connect(self.root)
+        return self._connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._db
+        with self._mutex, _faults(self.root):
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+
+def timestamp(seconds: float) -> str:
+    """Write a time as RFC 3339 in UTC with nanoseconds, as Docker does; 0 is its "never"."""
+    import time
+
+    from transom_engine.model import ZERO_TIME
+
+    if not seconds:
+        return ZERO_TIME
+    whole, fraction = divmod(round(seconds * 1_000_000), 1_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{fraction:06d}000Z"
+
+
+def _connect(root: str) -> sqlite3.Connection:
+    path = f"{root}/images.db"
+    if not os.path.exists(path):
+        os.makedirs(root, mode=0o700, exist_ok=True)
+    db = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False)
+    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+        from transom.services.files import Lock
+
+        # Changing to WAL does not wait for others (SQLITE_BUSY whatever the timeout), so one process does it.
+        with Lock(f"{root}/images.lock"):
+            db.execute("PRAGMA journal_mode = WAL")
+            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+    db.execute("PRAGMA foreign_keys = ON")
+    return db
+
+
+@contextmanager
+def _faults(root: str) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        hint = f"free space under {root}" if "full" in str(error) else f"look at {root}/images.db"
+        raise DriverError("use", driver="image records", subject=f"{root}/images.db", cause=error, hint=hint) from error
+
+
+def _image(row: tuple[str, str, str, bytes, str]) -> Image:
+    return Image(id=row[0], manifest=row[1], layers=_decode_layers(row[2]), raw_config=row[3], parent=row[4])
+
+
+def _decode_layers(text: str) -> tuple[Layer, ...]:
+    return msgspec.json.decode(text, type=tuple[Layer, ...])
+
+
+def _reference(name: str, *, tag: str = "", digest: str = "") -> Reference:
+    domain, _, path = name.partition("/")
+    return Reference(domain=domain, path=path, tag=tag, digest=digest)
+
+
+def _name(db: sqlite3.Connection, table: str, name: str, value: str, image_id: str) -> bool:
+    """Point a tag or a digest at the image; say whether it pointed elsewhere."""
+    before = db.execute(f"SELECT image FROM {table} WHERE name = ? AND {table} = ?", (name, value)).fetchone()
+    if before and before[0] == image_id:
+        return False
+    db.execute(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", (name, value, image_id))
+    return True
+
+
+def _unname(db: sqlite3.Connection, reference: Reference) -> None:
+    column, value = ("digest", reference.digest) if reference.digest else ("tag", reference.tag)
+    db.execute(f"DELETE FROM {column} WHERE name = ? AND {column} = ?", (reference.name, value))
+
+
+def _going_with(reference: Reference, have: Sequence[Reference]) -> Sequence[Reference]:
+    """Return what goes with a name: the digests of its repository, if it is the last tag there."""
+    siblings = [other for other in have if other.name == reference.name and other != reference]
+    if reference.digest or any(other.tag for other in siblings):
+        return [reference]
+    return [reference, *siblings]
+
+
+def _single(references: Sequence[Reference]) -> bool:
+    """Say whether the names are at most one tag, all of one repository (moby, isSingleReference)."""
+    return len([one for one in references if one.tag]) <= 1 and len({one.name for one in references}) <= 1
+
+
+def _no_such_image(text: str, *, pullable: bool = True) -> NotFound:
+    pull = f"; `transom pull {text}` fetches it" if pullable else ""
+    return NotFound(f"no such image: {text}; `transom images` lists those here{pull}")
+
+
+def _matches(reference: Reference, patterns: Iterable[str]) -> bool:
+    """Match as Go's path.Match does on the familiar name: a * stops at a slash."""
+    import re
+
+    for pattern in patterns:
+        expression = "".join(
+            {"*": "[^/]*", "?": "[^/]"}.get(part, part if part.startswith("[") else re.escape(part))
+            for part in re.findall(r"\[[^]]+\]|.", pattern.replace("[!", "[^"))
+        )
+        try:
+            if re.fullmatch(expression, reference.familiar()) or re.fullmatch(expression, reference.familiar_name):
+                return True
+        except re.error:
+            raise ConfigError(f"invalid reference pattern {pattern}: it may hold *, ? and [a-z]") from None
+    return False
+
+
+def _has_labels(labels: Mapping[str, str], wanted: Iterable[str]) -> bool:
+    for word in wanted:
+        key, equals, value = word.partition("=")
+        if key not in labels or (equals and labels[key] != value):
+            return False
+    return True
+
+
+def _truth(name: str, values: Sequence[str]) -> bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if values[-1].lower() not in words:
+        raise ConfigError(f"invalid image filter {name}={values[-1]}: it is true or false")
+    return words[values[-1].lower()]
+
+
+def _seconds(text: str | None) -> float:
+    """Read an RFC 3339 time; unreadable or missing is Docker's zero time, as far as Unix time goes: 0."""
+    from datetime import datetime
+
+    try:
+        return max(datetime.fromisoformat(text or "").timestamp(), 0)
+    except (ValueError, OverflowError):
+        return 0
