@@ -172,15 +172,10 @@ class FileWriter(Writer):
 
     def _mend(self) -> None:
         """Undo what a crash left half done: a torn record at the end, a rotation, files in the making."""
-        size = end = os.lseek(self._fd, 0, os.SEEK_END)
-        if end and os.pread(self._fd, 1, end - 1) != b"\n":
-            while end:
-                start = max(0, end - 65536)
-                found = os.pread(self._fd, end - start, start).rfind(b"\n")
-                end = start + found + 1
-                if found >= 0:
-                    break
-            os.ftruncate(self._fd, min(end, size))
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        end = whole(self._fd, size)
+        if end < size:
+            os.ftruncate(self._fd, end)
         for name in (f"{self.path}.new", f"{self.path}.gz.new"):
             try:
                 os.unlink(name)
@@ -238,6 +233,14 @@ class FileWriter(Writer):
 def names(path: str, number: int) -> tuple[str, str]:
     """Return the names that the rotated file `number` can have: plain and compressed."""
     return f"{path}.{number}", f"{path}.{number}.gz"
+
+
+def whole(fd: int, size: int) -> int:
+    """Return the size of a file without an incomplete line at its end."""
+    while size and os.pread(fd, 1, size - 1) != b"\n":
+        start = max(0, size - 65536)
+        size = start + os.pread(fd, size - start, start).rfind(b"\n") + 1
+    return size
 
 
 def _same(fd: int, path: str) -> bool:

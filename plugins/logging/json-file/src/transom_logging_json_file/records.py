@@ -1,0 +1,182 @@
+"""From Docker's JSON lines to chunks: whole runs of equal stream and time at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import msgspec
+
+from transom.contract.logging import Chunk, Stream
+from transom_logging_json_file.writer import PREFIX
+
+LONGEST = 1 << 24
+"""What is longer than this without a newline is no record; it bounds memory."""
+
+_STREAM = b'\\n","stream":"'
+_TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_STREAMS = {"stdout": Stream.STDOUT, "stderr": Stream.STDERR}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Raw(msgspec.Struct):
+    log: str
+    stream: str
+    time: str
+    attrs: dict[str, str] | None = None
+
+
+class Record(msgspec.Struct, frozen=True):
+    """One line of the file, or a run of lines that differ in their data only, from `offset` to before `end`."""
+
+    offset: int
+    end: int
+    stream: Stream
+    time: int
+    data: bytes
+    attrs: dict[str, str] | None
+
+
+class Damage(msgspec.Struct, frozen=True):
+    """Bytes of the file that are no record, from `offset` to before `end`."""
+
+    offset: int
+    end: int
+
+
+_decode_raw = msgspec.json.Decoder(_Raw).decode
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+@lru_cache(maxsize=64)
+def nanoseconds(text: str) -> int:
+    """Return the time of a record, RFC 3339 with up to nine digits, in nanoseconds since the epoch.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time in RFC 3339")
+    whole = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")) - _EPOCH
+    return (whole.days * 86400 + whole.seconds) * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
+
+
+def decode(line: bytes, offset: int) -> Record | None:
+    """Read one line without its newline; None when it is no record."""
+    try:
+        raw = _decode_raw(line)
+        return Record(offset=offset, end=offset + len(line) + 1, stream=_STREAMS[raw.stream],
+                      time=nanoseconds(raw.time), data=raw.log.encode(), attrs=raw.attrs)
+    except (ValueError, KeyError):
+        return None
+
+
+def salvage(line: bytes, offset: int) -> Iterator[Record | Damage]:
+    """Read a damaged line: a whole record can follow on garbage that swallowed the newline before it."""
+    at = line.rfind(PREFIX)
+    record = decode(line[at:], offset + at) if at > 0 else None
+    yield Damage(offset=offset, end=record.offset if record else offset + len(line) + 1)
+    if record:
+        yield record
+
+
+def parse(block: bytes, offset: int, *, runs: bool) -> Iterator[Record | Damage]:
+    """Read whole lines, `offset` being where they stand in the file; with `runs`, many at a time where possible."""
+    at = 0
+    while at < len(block):
+        run = _run(block, at, offset) if runs else None
+        if run is not None:
+            yield run
+            at = run.end - offset
+            continue
+        end = block.index(b"\n", at)
+        line = block[at:end]
+        record = decode(line, offset + at)
+        if record is not None:
+            yield record
+        else:
+            yield from salvage(line, offset + at)
+        at = end + 1
+
+
+def _run(block: bytes, at: int, offset: int) -> Record | None:
+    """Read the longest run of complete lines from `at` on that end in the same bytes behind their data.
+
+    A quote inside data is escaped, so the first bytes that look like the end of "log" are it, and the data of a run,
+    its line ends put back, is one JSON string.
+    """
+    end = block.index(b"\n", at) + 1
+    cut = block.find(_STREAM, at, end)
+    if cut < 0 or not block.startswith(PREFIX, at):
+        return None
+    suffix = block[cut:end]
+    size = len(suffix)
+    after = block.find(b"\n", end) + 1
+    while after and block.startswith(suffix, after - size):
+        end = after
+        after = block.find(b"\n", end) + 1
+    if end == cut + size:
+        return None
+    text = block[at + len(PREFIX) : end - size].replace(suffix + PREFIX, b"\\n")
+    first = decode(PREFIX + suffix[:-1], 0)
+    try:
+        data = _decode_text(b'"%s\\n"' % text).encode()
+    except ValueError:
+        return None
+    if first is None:
+        return None
+    return Record(offset=offset + at, end=offset + end, stream=first.stream, time=first.time, data=data,
+                  attrs=first.attrs)
+
+
+def backwards(fd: int, end: int) -> Iterator[Record]:
+    """Read the records before `end`, the newest first; what is damaged is left out."""
+    size, rest = 16384, b""
+    while end > 0:
+        start = max(0, end - size)
+        data = os.pread(fd, end - start, start) + rest
+        first = 0 if start == 0 else data.find(b"\n") + 1
+        if first or start == 0:
+            stop = data.rfind(b"\n")
+            while stop >= first:
+                begin = data.rfind(b"\n", first, stop) + 1 or first
+                record = decode(data[begin:stop], start + begin)
+                if record is None:
+                    record = next((r for r in salvage(data[begin:stop], start + begin) if isinstance(r, Record)), None)
+                if record is not None:
+                    yield record
+                stop = begin - 1
+        rest = data[:first] if first else data if len(data) < LONGEST else b"\n"
+        end, size = start, min(size * 2, 1 << 20)
+
+
+class Chunks:
+    """Gathers records into chunks: neighbours of equal stream, time and attributes become one."""
+
+    def __init__(self) -> None:
+        self.done: list[Chunk] = []
+        self._like: Record | None = None
+        self._data: list[bytes] = []
+
+    def add(self, record: Record) -> None:
+        like = self._like
+        if (like is None or like.time != record.time or like.stream is not record.stream or like.attrs != record.attrs
+                or not record.data.endswith(b"\n") or not self._data[-1].endswith(b"\n")):
+            self.flush()
+            self._like = record
+        self._data.append(record.data)
+
+    def flush(self) -> None:
+        if self._like is not None:
+            like = self._like
+            self.done.append(Chunk(stream=like.stream, time=like.time, data=b"".join(self._data), attrs=like.attrs))
+        self._like, self._data = None, []
+
+    def notice(self, text: str, time: int) -> None:
+        """Put in a word of ours, as the contract wants it where a part of the log cannot be read."""
+        self.flush()
+        self.done.append(Chunk(stream=Stream.STDERR, time=time, data=f"transom: {text}\n".encode()))
