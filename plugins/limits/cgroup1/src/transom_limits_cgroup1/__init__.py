@@ -33,7 +33,7 @@ from transom_limits_cgroup1._settings import Offered, Refused, apply, old_values
 
 _FREEZE_SECONDS = 10.0
 _KILL_SECONDS = 10.0
-_REMOVE_SECONDS = 5.0
+_REMOVE_SECONDS = 2.0
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,10 +107,12 @@ class Cgroup1(Limits):
             for group in groups:
                 self._make(group)
             apply(id, resources, self.offered, self._parent)
-        except OSError as error:
+        except BaseException as error:
             if not self.processes(id):
                 self.remove(id)
-            self._fail("create", id, error)
+            if isinstance(error, OSError):
+                self._fail("create", id, error)
+            raise
         return tuple(f"{group}/cgroup.procs" for group in groups)
 
     def update(self, id: str, resources: Resources) -> None:
@@ -119,17 +121,23 @@ class Cgroup1(Limits):
         journal = self._note("update", id, undo)
         try:
             apply(id, resources, self.offered, self._parent)
-        except OSError as error:
+        except BaseException as error:
             restore(undo)
-            self._fail("update", id, error)
+            if isinstance(error, OSError):
+                self._fail("update", id, error)
+            raise
         finally:
-            os.unlink(journal)
+            _forget(journal)
 
     def stats(self, id: str) -> Stats:
         from transom_limits_cgroup1._stats import collect
 
         self._present(id)
-        return collect({name: self._group(point, id) for name, point in self.offered.points.items()})
+        try:
+            return collect({name: self._group(point, id) for name, point in self.offered.points.items()})
+        except OSError as error:
+            self._present(id)  # removed meanwhile?
+            self._fail("stats", id, error)
 
     def processes(self, id: str) -> tuple[int, ...]:
         found: set[int] = set()
@@ -167,7 +175,7 @@ class Cgroup1(Limits):
                     "kill", id, f"still alive: {pids}", "a process that hangs in the kernel (state D) cannot die"
                 )
             self._kill_once(id)
-        os.unlink(note)
+        _forget(note)
 
     def remove(self, id: str) -> None:
         deadline = time.monotonic() + _REMOVE_SECONDS
@@ -175,10 +183,7 @@ class Cgroup1(Limits):
             for path in below(group):
                 self._rmdir(id, path, deadline)
         for what in ("update", "kill"):
-            try:
-                os.unlink(self._journal(what, id))
-            except FileNotFoundError:
-                pass
+            _forget(self._journal(what, id))
 
     def owned(self) -> frozenset[str]:
         found: set[str] = set()
@@ -199,13 +204,10 @@ class Cgroup1(Limits):
             elif what == "kill":
                 self.kill(id)
                 done.append(f"{id}: killed its processes, as was begun")
-            elif what == "update":
+            elif what == "update" and id in self.owned():
                 restore(msgspec.json.decode(read(path), type=list[tuple[str, str]]))
                 done.append(f"{id}: took back an update that was not complete")
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
+            _forget(path)
         return done
 
     def _group(self, point: str, id: str) -> str:
@@ -312,6 +314,13 @@ class Cgroup1(Limits):
         raise DriverError(operation, driver=f"limits {self.name}", subject=id, cause=cause, hint=hint) from (
             cause if isinstance(cause, BaseException) else None
         )
+
+
+def _forget(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _wait(done: Callable[[], bool], *, seconds: float) -> bool:

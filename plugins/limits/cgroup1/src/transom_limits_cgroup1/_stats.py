@@ -58,10 +58,18 @@ def _memory(group: str, stat: dict[str, int]) -> dict[str, object]:
         "memory_cache": stat.get("total_inactive_file", 0),
         "memory_max": int(read(group, "memory.max_usage_in_bytes")),
         "memory_limit": None if limit >= _UNLIMITED else limit,
-        "memory_failures": int(read(group, "memory.failcnt")),
+        # With both limits equal, which is how "no swap" is said, only the second one is ever hit.
+        "memory_failures": int(read(group, "memory.failcnt")) + _swap_failures(group),
         # Kills are counted where the killed process was, and not in the groups above.
         "oom_kills": sum(oom_kills(read(path, "memory.oom_control")) for path in below(group)),
     }
+
+
+def _swap_failures(group: str) -> int:
+    try:
+        return int(read(group, "memory.memsw.failcnt"))
+    except FileNotFoundError:
+        return 0
 
 
 def _io(group: str) -> tuple[IoStats, ...]:
