@@ -271,5 +271,10 @@ def choose(index: Index, *, platform: Platform, subject: str) -> Descriptor:
         for have, entry in offered:
             if have == wanted or (entry.platform is None and len(offered) == 1):
                 return entry
-    known = {str(have) for have, _ in offered if have.os != "unknown" and have.architecture}
-    raise NotFound(f"{subject} has no image for {platform}; it offers {choices(known)}; choose one with --platform")
+    raise no_platform(subject, platform, [have for have, _ in offered])
+
+
+def no_platform(subject: str, wanted: Platform, offered: list[Platform]) -> NotFound:
+    """Make the error that says what an image is not for, and what it is for."""
+    known = {str(have) for have in offered if have.os != "unknown" and have.architecture}
+    return NotFound(f"{subject} has no image for {wanted}; it offers {choices(known)}; choose one with --platform")

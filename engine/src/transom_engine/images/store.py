@@ -10,13 +10,13 @@ from __future__ import annotations
 import _thread
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from transom.errors import ConfigError, Conflict, DriverError, NotFound, choices, nearest
+from transom.errors import ConfigError, Conflict, DriverError, NotFound
 from transom_engine.images import names, spec
 from transom_engine.images.content import ContentStore
 from transom_engine.images.names import Reference
@@ -25,7 +25,6 @@ from transom_engine.images.spec import ImageConfig, Layer
 if TYPE_CHECKING:
     from transom_engine.model import Config
 
-FILTERS = ("before", "dangling", "label", "reference", "since")
 _BUSY_SECONDS = 30
 _SCHEMA = """
     CREATE TABLE image (
@@ -92,75 +91,6 @@ class Removed(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
 
     def __str__(self) -> str:
         return f"Untagged: {self.untagged}" if self.untagged else f"Deleted: {self.deleted}"
-
-
-class Summary(msgspec.Struct, frozen=True, rename="pascal"):
-    """A line of ``docker images`` (Docker's API: ImageSummary); sizes in bytes, times in Unix seconds."""
-
-    id: str
-    repo_tags: list[str]
-    repo_digests: list[str]
-    created: int
-    size: int
-    labels: dict[str, str] | None
-    parent_id: str = ""
-    shared_size: int = -1
-    containers: int = -1
-    virtual_size: int = 0
-
-
-class HistoryItem(msgspec.Struct, frozen=True, rename="pascal"):
-    """A line of ``docker history`` (Docker's API: HistoryResponseItem), the topmost layer first."""
-
-    id: str
-    created: int
-    created_by: str
-    tags: list[str] | None
-    size: int
-    comment: str
-
-
-class GraphDriver(msgspec.Struct, frozen=True, rename="pascal"):
-    """Where the image is unpacked."""
-
-    data: dict[str, str] | None = None
-    name: str = ""
-
-
-class RootFS(msgspec.Struct, frozen=True, rename="pascal"):
-    """The diff ids of the layers, the lowest first."""
-
-    type: str
-    layers: list[str]
-
-
-class Metadata(msgspec.Struct, frozen=True, rename="pascal"):
-    """What is known of the image on this host only."""
-
-    last_tag_time: str
-
-
-class ImageInspect(msgspec.Struct, frozen=True, rename="pascal"):
-    """An image in full (Docker's API 1.43: ImageInspect)."""
-
-    id: str
-    repo_tags: list[str]
-    repo_digests: list[str]
-    parent: str
-    comment: str
-    created: str
-    docker_version: str
-    author: str
-    config: dict[str, Any]
-    architecture: str
-    variant: str
-    os: str
-    os_version: str
-    size: int
-    virtual_size: int
-    graph_driver: GraphDriver
-    root_fs: RootFS = msgspec.field(name="RootFS")
-    metadata: Metadata
 
 
 def no_container(image_id: str) -> str | None:
@@ -270,6 +200,11 @@ class ImageStore:
         return [_reference(name, tag=tag) for name, tag in tags] + [
             _reference(name, digest=digest) for name, digest in digests
         ]
+
+    def tagged(self, image_id: str) -> float:
+        """Return when the image was last given a tag here, in Unix seconds; 0 is never."""
+        row = self._db.execute("SELECT tagged FROM image WHERE id = ?", (image_id,)).fetchone()
+        return float(row[0]) if row else 0
 
     # Removal
 
@@ -384,123 +319,16 @@ class ImageStore:
         for (layers,) in self._db.execute("SELECT layers FROM image").fetchall():
             yield _decode_layers(layers)
 
-    # Reports
-
-    def images(self, *, filters: Mapping[str, Sequence[str]] | None = None, all: bool = False) -> list[Summary]:
-        """List the images, the newest first, with Docker's filters.
-
-        Args:
-            filters: ``dangling`` (true or false), ``label`` (KEY or KEY=VALUE), ``before`` and ``since`` (an image),
-                ``reference`` (a pattern of the familiar name, with or without a tag). Values of one filter are
-                alternatives, but labels must all be there; different filters must all hold.
-            all: list untagged images that others were made from, too.
-
-        Raises:
-            ConfigError: no such filter, or no such value.
-            NotFound: ``before`` or ``since`` names no image.
-        """
-        filters = filters or {}
-        for key in filters:
-            if key not in FILTERS:
-                raise ConfigError(f"unknown image filter {key}{nearest(key, FILTERS)}; there are {choices(FILTERS)}")
-        dangling = _truth("dangling", filters["dangling"]) if filters.get("dangling") else None
-        before = min((self._created(text) for text in filters.get("before", ())), default=None)
-        since = max((self._created(text) for text in filters.get("since", ())), default=None)
-        images = [(image, _seconds(image.config.created)) for image in self.walk()]
-        parents = {image.parent for image, _ in images}
-        rows: list[Summary] = []
-        for image, created in sorted(images, key=lambda pair: -pair[1]):
-            config, have = image.config, self.references(image.id)
-            labels = (config.config or {}).get("Labels")
-            tags = [reference for reference in have if reference.tag]
-            if patterns := filters.get("reference"):
-                have = [reference for reference in have if _matches(reference, patterns)]
-                if not have:
-                    continue
-            if (
-                (dangling is not None and dangling is bool(tags))
-                or (before is not None and created >= before)
-                or (since is not None and created <= since)
-                or (not all and dangling is None and not tags and image.id in parents)
-                or not _has_labels(labels or {}, filters.get("label", ()))
-            ):
-                continue
-            size = self.size(image)
-            rows.append(
-                Summary(
-                    id=image.id,
-                    repo_tags=[reference.familiar() for reference in have if reference.tag],
-                    repo_digests=[reference.familiar() for reference in have if reference.digest],
-                    created=int(created),
-                    size=size,
-                    virtual_size=size,
-                    labels=labels,
-                    parent_id=image.parent,
-                )
-            )
-        return rows
-
-    def inspect(self, text: str, *, driver: str = "") -> ImageInspect:
-        """Describe an image in full.
-
-        Args:
-            driver: the storage driver to name.
-
-        Raises:
-            NotFound: there is none of that name.
-        """
-        image = self.resolve(text)
-        config, have, size = image.config, self.references(image.id), self.size(image)
-        tagged = self._db.execute("SELECT tagged FROM image WHERE id = ?", (image.id,)).fetchone()
-        return ImageInspect(
-            id=image.id,
-            repo_tags=[reference.familiar() for reference in have if reference.tag],
-            repo_digests=[reference.familiar() for reference in have if reference.digest],
-            parent=image.parent,
-            comment=config.comment or (config.history or [spec.History()])[-1].comment,
-            created=config.created or "",
-            docker_version=config.docker_version,
-            author=config.author,
-            config=config.config or {},
-            architecture=config.architecture,
-            variant=config.variant,
-            os=config.os,
-            os_version=config.os_version,
-            size=size,
-            virtual_size=size,
-            graph_driver=GraphDriver(name=driver),
-            root_fs=RootFS(type="layers", layers=[layer.diff_id for layer in image.layers]),
-            metadata=Metadata(last_tag_time=timestamp(tagged[0] if tagged else 0)),
-        )
-
-    def history(self, text: str) -> list[HistoryItem]:
-        """Tell how an image came to be, the last step first. A step that added no layer has size 0.
-
-        Raises:
-            NotFound: there is none of that name.
-        """
-        image = self.resolve(text)
-        sizes = iter([self._layer_size(layer) for layer in image.layers])
-        tags = [reference.familiar() for reference in self.references(image.id) if reference.tag]
-        steps = image.config.history or [spec.History(created=image.config.created) for _ in image.layers]
-        rows = [
-            HistoryItem(
-                id="<missing>",
-                created=int(_seconds(step.created)),
-                created_by=step.created_by,
-                tags=None,
-                size=0 if step.empty_layer else next(sizes, 0),
-                comment=step.comment,
-            )
-            for step in steps
-        ]
-        if rows:
-            rows[-1] = msgspec.structs.replace(rows[-1], id=image.id, tags=tags or None)
-        return rows[::-1]
+    # Sizes
 
     def size(self, image: Image) -> int:
         """Return the size of an image in bytes: of its files where it was unpacked once, else of its blobs."""
-        return sum(self._layer_size(layer) for layer in image.layers)
+        return sum(self.layer_size(layer) for layer in image.layers)
+
+    def layer_size(self, layer: Layer) -> int:
+        """Return the size of one layer in bytes, as `size` counts it."""
+        row = self._db.execute("SELECT size FROM unpacked WHERE diff_id = ?", (layer.diff_id,)).fetchone()
+        return int(row[0]) if row else layer.size
 
     def note_unpacked(self, diff_id: str, size: int) -> None:
         """Remember how many bytes of files a layer holds: only its unpacking tells."""
@@ -512,13 +340,6 @@ class ImageStore:
         if self._connection:
             self._connection.close()
             self._connection = None
-
-    def _layer_size(self, layer: Layer) -> int:
-        row = self._db.execute("SELECT size FROM unpacked WHERE diff_id = ?", (layer.diff_id,)).fetchone()
-        return int(row[0]) if row else layer.size
-
-    def _created(self, text: str) -> float:
-        return _seconds(self.resolve(text).config.created)
 
     def _find(self, text: str) -> tuple[str, Reference | None]:
         """Return the id of the image that the text means, and the reference if the text is one of its names."""
@@ -651,45 +472,3 @@ def _single(references: Sequence[Reference]) -> bool:
 def _no_such_image(text: str, *, pullable: bool = True) -> NotFound:
     pull = f"; `transom pull {text}` fetches it" if pullable else ""
     return NotFound(f"no such image: {text}; `transom images` lists those here{pull}")
-
-
-def _matches(reference: Reference, patterns: Iterable[str]) -> bool:
-    """Match as Go's path.Match does on the familiar name: a * stops at a slash."""
-    import re
-
-    for pattern in patterns:
-        expression = "".join(
-            {"*": "[^/]*", "?": "[^/]"}.get(part, part if part.startswith("[") else re.escape(part))
-            for part in re.findall(r"\[[^]]+\]|.", pattern.replace("[!", "[^"))
-        )
-        try:
-            if re.fullmatch(expression, reference.familiar()) or re.fullmatch(expression, reference.familiar_name):
-                return True
-        except re.error:
-            raise ConfigError(f"invalid reference pattern {pattern}: it may hold *, ? and [a-z]") from None
-    return False
-
-
-def _has_labels(labels: Mapping[str, str], wanted: Iterable[str]) -> bool:
-    for word in wanted:
-        key, equals, value = word.partition("=")
-        if key not in labels or (equals and labels[key] != value):
-            return False
-    return True
-
-
-def _truth(name: str, values: Sequence[str]) -> bool:
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if values[-1].lower() not in words:
-        raise ConfigError(f"invalid image filter {name}={values[-1]}: it is true or false")
-    return words[values[-1].lower()]
-
-
-def _seconds(text: str | None) -> float:
-    """Read an RFC 3339 time; unreadable or missing is Docker's zero time, as far as Unix time goes: 0."""
-    from datetime import datetime
-
-    try:
-        return max(datetime.fromisoformat(text or "").timestamp(), 0)
-    except (ValueError, OverflowError):
-        return 0
