@@ -1,0 +1,274 @@
+"""The driver's one nftables table, ``inet transom``.
+
+Its rules never change: they look things up in sets and maps, and each network and each published port is an element
+there (nft(8), SETS and MAPS). So the cost of a port does not grow with the number of ports, rules cannot shadow each
+other, and no other table is touched. Every element carries a comment that says whose it is: the kernel is the only
+record.
+
+The rules are loaded by the program ``nft``, once; elements are written and read by netlink directly, a batch being
+one transaction.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+import msgspec
+
+from transom_network_bridge.netlink import (
+    ACK,
+    CREATE,
+    EXCL,
+    Message,
+    Session,
+    attribute,
+    attributes,
+    nested,
+    text,
+)
+
+TABLE = "transom"
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+RULES = """
+table inet transom {
+  set bridges { type ifname; comment "all bridges of networks"; }
+  set natted { type ifname; comment "whose way out is masqueraded"; }
+  set internal { type ifname; comment "that have no way out"; }
+  set isolated { type ifname; comment "whose endpoints do not reach each other"; }
+  set loops { type ifname . ifname; comment "each bridge with itself"; }
+  set forwarding { type nf_proto; comment "what the driver switched on"; }
+  set hairpin4 { type ipv4_addr . ipv4_addr; comment "published endpoints, each with itself"; }
+  set hairpin6 { type ipv6_addr . ipv6_addr; }
+  map ports4 { type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service; }
+  map ports6 { type inet_proto . ipv6_addr . inet_service : ipv6_addr . inet_service; }
+  map any4 { type inet_proto . inet_service : ipv4_addr . inet_service; }
+  map any6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
+
+  # 127.0.0.0/8 is routable through our bridges (route_localnet) for the sake of ports published there: keep
+  # containers out of it.
+  chain martians {
+    type filter hook prerouting priority raw; policy accept;
+    iifname @bridges ip daddr 127.0.0.0/8 drop
+  }
+
+  chain published {
+    dnat ip to meta l4proto . ip daddr . th dport map @ports4
+    dnat ip to meta l4proto . th dport map @any4
+    dnat ip6 to meta l4proto . ip6 daddr . th dport map @ports6
+    dnat ip6 to meta l4proto . th dport map @any6
+  }
+
+  # A neighbour could address 127.0.0.1 itself: translated here it would get past the kernel's check of martians.
+  chain prerouting {
+    type nat hook prerouting priority dstnat; policy accept;
+    ip daddr 127.0.0.0/8 return
+    fib daddr type local jump published
+  }
+
+  chain output {
+    type nat hook output priority -100; policy accept;
+    ip6 daddr ::1 return
+    fib daddr type local jump published
+  }
+
+  # Endpoints answer a neighbour directly, past the translation, unless the neighbour appears as the bridge. Where
+  # bridge-nf-call-iptables is on, frames inside a bridge come by too, without iifname: only "itself" is left then.
+  chain postrouting {
+    type nat hook postrouting priority srcnat; policy accept;
+    iifname . oifname @loops ct status dnat masquerade
+    ip saddr . ip daddr @hairpin4 ct status dnat masquerade
+    ip6 saddr . ip6 daddr @hairpin6 ct status dnat masquerade
+    ip saddr 127.0.0.0/8 oifname @bridges masquerade
+    iifname @natted oifname != @bridges masquerade
+  }
+
+  chain input {
+    type filter hook input priority filter; policy accept;
+    iifname @internal jump from_internal
+  }
+
+  chain from_internal {
+    ct state established,related accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+    drop
+  }
+
+  chain forward {
+    type filter hook forward priority filter; policy accept;
+    iifname . oifname @loops jump same_bridge
+    iifname @internal drop
+    oifname @internal drop
+    oifname @bridges jump incoming
+  }
+
+  chain same_bridge {
+    iifname @isolated jump incoming
+    accept
+  }
+
+  chain incoming {
+    ct state established,related accept
+    ct status dnat accept
+    drop
+  }
+}
+"""
+
+_NETFILTER = 12
+_NFTABLES = 10 << 8
+_NEWTABLE, _GETTABLE, _DELTABLE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 0, 1, 2, 12, 13, 14
+_BATCH_BEGIN, _BATCH_END = 16, 17
+_INET = 1
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _KEY, _DATA, _USERDATA, _VALUE = 1, 2, 3, 1, 2, 6, 1
+_PER_MESSAGE = 200  # an attribute's length is a 16-bit number
+
+SETS = (
+    *("bridges", "natted", "internal", "isolated", "loops", "forwarding"),
+    *("hairpin4", "hairpin6", "ports4", "ports6", "any4", "any6"),
+)
+PORT_MAPS = ("ports4", "ports6", "any4", "any6")
+ENDPOINT_SETS = (*PORT_MAPS, "hairpin4", "hairpin6")
+
+
+class Element(msgspec.Struct, frozen=True):
+    """An element of a set or map, in the kernel's byte order; `comment` starts with whose it is."""
+
+    set: str
+    key: bytes
+    data: bytes = b""
+    comment: str = ""
+
+
+class Firewall:
+    """The table, in the namespace of the calling thread. All errors are `OSError`.
+
+    Callers that change anything hold the driver's lock.
+    """
+
+    def exists(self) -> bool:
+        """Say whether the table is there."""
+        with Session(_NETFILTER) as session:
+            try:
+                session.request((_NFTABLES | _GETTABLE, ACK, _header() + text(1, TABLE)))
+            except FileNotFoundError:
+                return False
+        return True
+
+    def load(self) -> None:
+        """Load the rules; nothing happens when they are there."""
+        if not self.exists():
+            from subprocess import run
+
+            done = run(["nft", "-f", "-"], input=RULES, text=True, capture_output=True, check=False)
+            if done.returncode:
+                raise OSError(errno.EIO, (done.stderr.strip() or "nft failed").splitlines()[0])
+
+    def remove(self) -> None:
+        """Remove the table with everything in it. Absent is success."""
+        try:
+            self._batch((_NFTABLES | _DELTABLE, ACK, _header() + text(1, TABLE)))
+        except FileNotFoundError:
+            pass
+
+    def elements(self, *sets: str, owner: str = "") -> list[Element]:
+        """List the elements of the named sets, by default of all, or only of `owner`; none without the table."""
+        found, words = [], owner.split(" ")
+        with Session(_NETFILTER) as session:
+            for name in sets or SETS:
+                body = _header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, name)
+                try:
+                    dumped = session.dump(_NFTABLES | _GETSETELEM, body)
+                except FileNotFoundError:
+                    continue
+                for data in dumped:
+                    if owner.encode() in data:  # thousands of others are not taken apart
+                        found += _parse(name, data)
+        return [e for e in found if not owner or e.comment.split(" ")[:2] == words]
+
+    def change(self, *, add: list[Element], remove: list[Element]) -> None:
+        """Make the change in one transaction.
+
+        Raises:
+            FileExistsError: one of the new elements is there already.
+        """
+        messages = [*_change(_DELSETELEM, ACK, remove), *_change(_NEWSETELEM, ACK | CREATE | EXCL, add)]
+        if messages:
+            self._batch(*messages)
+
+    def _batch(self, *messages: Message) -> None:
+        frame = struct.pack("=BB", 0, 0) + struct.pack("!H", 10)
+        with Session(_NETFILTER) as session:
+            session.request((_BATCH_BEGIN, 0, frame), *messages, (_BATCH_END, 0, frame))
+
+
+def _header() -> bytes:
+    return struct.pack("=BBH", _INET, 0, 0)
+
+
+def _change(kind: int, flags: int, elements: list[Element]) -> list[Message]:
+    messages = []
+    for name in SETS:
+        members = [element for element in elements if element.set == name]
+        for start in range(0, len(members), _PER_MESSAGE):
+            part = b"".join(_pack(element) for element in members[start : start + _PER_MESSAGE])
+            body = _header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, name) + nested(_LIST_ELEMENTS, part)
+            messages.append((_NFTABLES | kind, flags, body))
+    return messages
+
+
+def _pack(element: Element) -> bytes:
+    body = nested(_KEY, attribute(_VALUE, element.key))
+    if element.data:
+        body += nested(_DATA, attribute(_VALUE, element.data))
+    if element.comment:
+        note = element.comment.encode() + b"\0"
+        body += attribute(_USERDATA, bytes([0, len(note)]) + note)  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT
+    return nested(1, body)
+
+
+def _parse(name: str, body: bytes) -> list[Element]:
+    found = []
+    listed = attributes(body[4:]).get(_LIST_ELEMENTS, b"")
+    offset = 0
+    while offset < len(listed):
+        length = struct.unpack_from("=H", listed, offset)[0]
+        values = attributes(listed[offset + 4 : offset + length])
+        note = values.get(_USERDATA, b"")
+        found.append(
+            Element(
+                set=name,
+                key=attributes(values[_KEY]).get(_VALUE, b""),
+                data=attributes(values.get(_DATA, b"")).get(_VALUE, b""),
+                comment=note[2 : 2 + note[1]].rstrip(b"\0").decode(errors="replace") if note[:1] == b"\0" else "",
+            )
+        )
+        offset += length + -length % 4
+    return found
+
+
+def pack_name(name: str) -> bytes:
+    """An interface name as a key."""
+    return name.encode().ljust(16, b"\0")
+
+
+def pack_port(port: int) -> bytes:
+    """A port as a part of a key, which are multiples of four bytes long."""
+    return struct.pack("!Hxx", port)
+
+
+def pack_protocol(protocol: str) -> bytes:
+    """A protocol's number as a part of a key."""
+    return struct.pack("Bxxx", PROTOCOLS[protocol])
+
+
+def published(element: Element) -> tuple[str, str, int]:
+    """Return protocol, host address and host port of an element of a map of ports."""
+    protocol = {number: word for word, number in PROTOCOLS.items()}[element.key[0]]
+    address = element.key[4:-4]
+    if not address:
+        return protocol, "0.0.0.0" if element.set == "any4" else "::", struct.unpack_from("!H", element.key, 4)[0]
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    return protocol, socket.inet_ntop(family, address), struct.unpack_from("!H", element.key, len(element.key) - 4)[0]

@@ -1,0 +1,293 @@
+"""The kernel's netlink protocol (netlink(7), rtnetlink(7)): just the messages that this driver sends.
+
+Several messages go out in one sendmsg(2). The kernel works through them before the call returns, and a signal does
+not stop it in between: what must not be separated by SIGKILL, an interface and the alias that says whose it is,
+travels together.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+REQUEST, ACK, DUMP, REPLACE, EXCL, CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
+NEWLINK, DELLINK, GETLINK, NEWADDR, DELADDR, GETADDR, NEWROUTE, GETROUTE = 16, 17, 18, 20, 21, 22, 24, 26
+_ERROR, _DONE = 2, 3
+_NESTED = 0x8000
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_IFF_UP = 1
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_IFALIAS, _IFLA_NET_NS_FD = 20, 28
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
+_BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
+_IFA_F_NODAD = 2
+_RTA_OIF, _RTA_GATEWAY = 4, 5
+OURS = 0x74
+"""IFA_PROTO of the addresses that this driver sets (ip-address(8), Linux 5.18): an adopted bridge keeps its own."""
+
+Message = tuple[int, int, bytes]
+"""Type, flags and body."""
+
+
+class Link(msgspec.Struct, frozen=True):
+    """A network interface; `alias` is free text (ip-link(8)), `master` the index of the bridge it is a port of."""
+
+    index: int
+    name: str
+    up: bool
+    kind: str = ""
+    alias: str = ""
+    master: int = 0
+    mtu: int = 0
+    mac: str = ""
+    slave: bytes = b""
+
+    @property
+    def isolated(self) -> bool:
+        """Whether this bridge port exchanges no frames with other isolated ones."""
+        return attributes(self.slave).get(_BRPORT_ISOLATED) == b"\x01"
+
+
+class Session:
+    """A netlink socket in the namespace of the thread that made it, wherever it is used later; a context.
+
+    Requests raise `OSError` with the kernel's errno, and with its explanation as the text where it gives one.
+    """
+
+    def __init__(self, protocol: int = 0) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket.bind((0, 0))
+        for option in (_CAP_ACK, _EXT_ACK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._sequence = 0
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def _send(self, messages: tuple[Message, ...]) -> None:
+        packed = bytearray()
+        for kind, flags, body in messages:
+            self._sequence += 1
+            packed += struct.pack("=IHHII", 16 + len(body), kind, flags | REQUEST, self._sequence, 0) + body
+            packed += bytes(-len(body) % 4)
+        if len(packed) > 150_000:
+            self._socket.setsockopt(socket.SOL_SOCKET, 32, 2 * len(packed))  # SO_SNDBUFFORCE; 208 KiB by default
+            self._socket.setsockopt(socket.SOL_SOCKET, 33, 2 * len(packed))  # SO_RCVBUFFORCE
+        self._socket.send(packed)
+
+    def _receive(self, flags: int = 0) -> Iterator[tuple[int, bytes]]:
+        data = self._socket.recv(1 << 18, flags)
+        offset = 0
+        while offset < len(data):
+            length, kind = struct.unpack_from("=IH", data, offset)
+            yield kind, data[offset + 16 : offset + length]
+            offset += length + -length % 4
+
+    def request(self, *messages: Message) -> None:
+        """Send the messages as one, and raise the first error among the kernel's answers.
+
+        Those after a refused one are carried out all the same, except in a batch of nftables.
+        """
+        self._send(messages)
+        failed: OSError | None = None
+        try:
+            while True:  # every answer is there when send returns: the kernel acknowledges synchronously
+                for kind, body in self._receive(socket.MSG_DONTWAIT):
+                    code = -struct.unpack_from("=i", body)[0] if kind == _ERROR else 0
+                    if code and failed is None:
+                        text = attributes(body[20:]).get(1, b"").rstrip(b"\0").decode()
+                        failed = OSError(code, text or os.strerror(code))
+        except BlockingIOError:
+            if failed:
+                raise failed from None
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """Return the bodies of all objects that the kernel lists."""
+        self._send(((kind, DUMP, body),))
+        found: list[bytes] = []
+        while True:
+            for answer, data in self._receive():
+                code = -struct.unpack_from("=i", data)[0] if answer in {_ERROR, _DONE} else 0
+                if code > 0:
+                    raise OSError(code, os.strerror(code))
+                if answer in {_ERROR, _DONE}:
+                    return found
+                found.append(data)
+
+    def links(self) -> list[Link]:
+        """List the interfaces."""
+        return [_link(body) for body in self.dump(GETLINK, _ifinfo())]
+
+    def link(self, name: str) -> Link | None:
+        """Return the interface of that name."""
+        self._send(((GETLINK, 0, _ifinfo() + _name(name)),))
+        for kind, body in self._receive():
+            if kind == NEWLINK:
+                return _link(body)
+        return None
+
+    def addresses(self, index: int) -> dict[str, int]:
+        """Return the addresses of an interface, "172.18.0.1/16", each with its IFA_PROTO."""
+        found = {}
+        for body in self.dump(GETADDR, bytes(8)):
+            family, prefix, _, _, owner = struct.unpack_from("=BBBBI", body)
+            if owner == index:
+                values = attributes(body[8:])
+                text = socket.inet_ntop(family, values.get(_IFA_LOCAL, values.get(_IFA_ADDRESS, b"")))
+                found[f"{text}/{prefix}"] = values.get(_IFA_PROTO, b"\0")[0]
+        return found
+
+    def uplinks(self) -> set[int]:
+        """Return the indices of the interfaces that carry default routes of the main table."""
+        found = set()
+        for body in self.dump(GETROUTE, bytes(12)):
+            values = attributes(body[12:])
+            if body[1] == 0 and body[4] == 254 and body[7] == 1 and _RTA_OIF in values:  # dst_len, table, unicast
+                found.add(struct.unpack("=I", values[_RTA_OIF])[0])
+        return found
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Split a list of attributes; of a repeated one the last counts."""
+    found, offset = {}, 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += length + -length % 4
+    return found
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Make an attribute."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def nested(kind: int, *parts: bytes) -> bytes:
+    """Make an attribute of attributes."""
+    return attribute(kind | _NESTED, b"".join(parts))
+
+
+def text(kind: int, value: str) -> bytes:
+    """Make an attribute of a text."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def pack_mac(mac: str) -> bytes:
+    """Return the six bytes of "02:42:ac:12:00:02"."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def pack_address(address: str) -> tuple[int, bytes]:
+    """Return the family and the bytes of an address without prefix."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address)
+
+
+def _ifinfo(index: int = 0, *, up: bool = False) -> bytes:
+    return struct.pack("=BxHiII", 0, 0, index, int(up), int(up) * _IFF_UP)
+
+
+def _name(name: str) -> bytes:
+    return text(_IFLA_IFNAME, name)
+
+
+def _link(body: bytes) -> Link:
+    index, flags = struct.unpack_from("=iI", body, 4)
+    values = attributes(body[16:])
+    info = attributes(values.get(_IFLA_LINKINFO, b""))
+    return Link(
+        index=index,
+        name=values[_IFLA_IFNAME].rstrip(b"\0").decode(),
+        up=bool(flags & _IFF_UP),
+        kind=info.get(_INFO_KIND, b"").rstrip(b"\0").decode(),
+        alias=values.get(_IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        master=struct.unpack("=I", values.get(_IFLA_MASTER, bytes(4)))[0],
+        mtu=struct.unpack("=I", values.get(_IFLA_MTU, bytes(4)))[0],
+        mac=values.get(_IFLA_ADDRESS, b"").hex(":"),
+        slave=info.get(_INFO_SLAVE_DATA, b""),
+    )
+
+
+def add_bridge(*, name: str, mac: str, mtu: int) -> Message:
+    """A bridge. With its address set, it keeps it when ports come and go."""
+    parts = _name(name) + attribute(_IFLA_ADDRESS, pack_mac(mac)) + attribute(_IFLA_MTU, struct.pack("=I", mtu))
+    return NEWLINK, ACK | CREATE | EXCL, _ifinfo() + parts + nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"))
+
+
+def add_veth(*, name: str, master: int, mtu: int, peer: str, mac: str, netns: int) -> Message:
+    """A pair whose host end is up and in the bridge, and whose other end is born inside the namespace."""
+    size = attribute(_IFLA_MTU, struct.pack("=I", mtu))
+    inner = _name(peer) + size + attribute(_IFLA_ADDRESS, pack_mac(mac))
+    inner += attribute(_IFLA_NET_NS_FD, struct.pack("=I", netns))
+    info = nested(
+        _IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(1 | _NESTED, _ifinfo() + inner))
+    )
+    outer = _name(name) + size + attribute(_IFLA_MASTER, struct.pack("=I", master))
+    return NEWLINK, ACK | CREATE | EXCL, _ifinfo(up=True) + outer + info
+
+
+def set_alias(name: str, alias: str) -> Message:
+    """Say whose an interface is."""
+    return NEWLINK, ACK, _ifinfo() + _name(name) + text(_IFLA_IFALIAS, alias)
+
+
+def set_port(name: str, *, hairpin: bool, isolated: bool) -> Message:
+    """Settings of a bridge port (bridge(8): hairpin, isolated)."""
+    data = attribute(_BRPORT_MODE, bytes([hairpin])) + attribute(_BRPORT_ISOLATED, bytes([isolated]))
+    info = nested(_IFLA_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, data))
+    return NEWLINK, ACK, _ifinfo() + _name(name) + info
+
+
+def set_up(name: str) -> Message:
+    """Set an interface up."""
+    return NEWLINK, ACK, _ifinfo(up=True) + _name(name)
+
+
+def delete_link(name: str) -> Message:
+    """Remove an interface, a veth with its other end."""
+    return DELLINK, ACK, _ifinfo() + _name(name)
+
+
+def _address(index: int, address: str) -> tuple[bytes, int, bytes, int]:
+    plain, _, prefix = address.partition("/")
+    family, packed = pack_address(plain)
+    bits = int(prefix or 8 * len(packed))
+    return struct.pack("=BBBBI", family, bits, 0, 0, index), family, packed, bits
+
+
+def add_address(index: int, address: str) -> Message:
+    """An address with prefix; for IPv6 without the second that duplicate address detection takes (RFC 4862)."""
+    header, family, packed, bits = _address(index, address)
+    body = (
+        header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed) + attribute(_IFA_PROTO, bytes([OURS]))
+    )
+    if family == socket.AF_INET6:
+        body += attribute(_IFA_FLAGS, struct.pack("=I", _IFA_F_NODAD))
+    elif bits < 31:
+        mask = (1 << 32 - bits) - 1
+        body += attribute(_IFA_BROADCAST, (int.from_bytes(packed) | mask).to_bytes(4))
+    return NEWADDR, ACK | CREATE | EXCL, body
+
+
+def delete_address(index: int, address: str) -> Message:
+    """Take an address away."""
+    header, _, packed, _ = _address(index, address)
+    return DELADDR, ACK, header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+
+
+def add_default_route(index: int, gateway: str) -> Message:
+    """The default route of the gateway's family."""
+    family, packed = pack_address(gateway)
+    header = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 4, 0, 1, 0)  # main table, RTPROT_STATIC, unicast
+    body = header + attribute(_RTA_GATEWAY, packed) + attribute(_RTA_OIF, struct.pack("=I", index))
+    return NEWROUTE, ACK | CREATE | EXCL, body
