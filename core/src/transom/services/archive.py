@@ -1,0 +1,754 @@
+"""Layer tars: unpack one without ever leaving the layer, and make one from a list of changes.
+
+The form is that of the OCI image-spec (layer.md): a tar in which ``.wh.NAME`` deletes NAME and ``.wh..wh..opq`` hides
+all that the lower layers have in its directory. Beyond ustar we write and read PAX records (POSIX.1-2008, pax(1)):
+nanosecond times, long and non-UTF-8 names, ``SCHILY.xattr.*``, and GNU's sparse format 1.0 for files with holes.
+
+Nothing here follows a symbolic link on the host's terms: trees are walked with descriptors, one name at a time, so
+neither a hostile tar nor a container that renames directories while we work leads us out of the tree.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tarfile
+from collections.abc import Callable, Iterable
+from typing import IO, Any, TypeVar
+
+from transom.contract.storage import Change, ChangeKind
+from transom.errors import ConfigError, Conflict, NotSupported, TransomError
+
+T = TypeVar("T")
+
+WHITEOUT = b".wh."
+META = b".wh..wh."
+OPAQUE = b".wh..wh..opq"
+XATTR = "SCHILY.xattr."
+CHUNK = 1 << 20
+HEADERS = 16 << 20
+"""The most bytes of headers (PAX records, sparse maps) one entry may have: they are held in memory."""
+SYMLINKS = 40
+"""As many symbolic links in one name as path_resolution(7) allows."""
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_BAD_ENTRY = frozenset(
+    {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENOENT, errno.EEXIST}
+    | {errno.EMLINK, errno.EXDEV, errno.EFBIG, errno.ERANGE, errno.E2BIG, errno.EOVERFLOW}
+)
+"""What the kernel says when the entry is to blame; anything else (no space, no permission) is the host's."""
+
+_TYPES = {
+    stat.S_IFREG: tarfile.REGTYPE,
+    stat.S_IFDIR: tarfile.DIRTYPE,
+    stat.S_IFLNK: tarfile.SYMTYPE,
+    stat.S_IFCHR: tarfile.CHRTYPE,
+    stat.S_IFBLK: tarfile.BLKTYPE,
+    stat.S_IFIFO: tarfile.FIFOTYPE,
+}
+
+
+class Tree:
+    """A directory tree reached through descriptors; paths are bytes relative to its root, `b""` being the root.
+
+    No component of a path may be a symbolic link, and a path may be longer than PATH_MAX.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = os.open(root, DIRECTORY & ~os.O_NOFOLLOW)
+        self._fd, self._path = self._root, b""
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.forget()
+        os.close(self._root)
+
+    def forget(self) -> None:
+        """Let go of the directory used last: it is about to be removed."""
+        if self._fd != self._root:
+            os.close(self._fd)
+        self._fd, self._path = self._root, b""
+
+    def directory(self, path: bytes) -> int:
+        """Open a directory. The descriptor is ours and good until the next call: neighbours cost nothing."""
+        if path == self._path:
+            return self._fd
+        if self._path and not path.startswith(self._path + b"/"):
+            self.forget()
+        for name in path[len(self._path) :].lstrip(b"/").split(b"/") if path else ():
+            fd = os.open(name, DIRECTORY, dir_fd=self._fd)
+            if self._fd != self._root:
+                os.close(self._fd)
+            self._fd, self._path = fd, join(self._path, name)
+        return self._fd
+
+    def at(self, path: bytes) -> bytes:
+        """Name what is at `path` for calls that take no descriptor and do not follow links; good as long."""
+        parent, _, name = path.rpartition(b"/")
+        return b"/proc/self/fd/%d/%s" % (self.directory(parent), name or b".")
+
+    def open(self, path: bytes) -> int:
+        """Open what is at `path`, whatever its type, for its metadata (O_PATH); the caller closes it."""
+        parent, _, name = path.rpartition(b"/")
+        return os.open(name or b".", ENTRY, dir_fd=self.directory(parent))
+
+
+def join(parent: bytes, name: bytes) -> bytes:
+    """Append a name to a path of a `Tree`."""
+    return parent + b"/" + name if parent else name
+
+
+def carried(xattr: str) -> bool:
+    """Say whether an extended attribute belongs to the layer: not SELinux's label, not overlay's own marks."""
+    return not xattr.startswith(("security.selinux", "trusted.overlay."))
+
+
+def read_xattrs(target: int | str | bytes, *, follow_symlinks: bool = True) -> dict[str, bytes]:
+    """Read the extended attributes that layers carry, sorted by name; none where the file system has none."""
+    try:
+        names = os.listxattr(target, follow_symlinks=follow_symlinks)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return {}
+    return {name: os.getxattr(target, name, follow_symlinks=follow_symlinks) for name in sorted(names) if carried(name)}
+
+
+class Whiteouts:
+    """What the deletions in a layer tar become in the tree. This one, `DELETE`, carries them out.
+
+    A driver whose tree keeps the deletions for later derives its own and gives it to `extract`.
+    """
+
+    leaves_marks = False
+    """Whether `hide` needs the directory of the hidden path, and so has it made."""
+
+    def hide(self, *, unpacking: Unpacking, path: bytes) -> None:
+        """Make the lower layers' `path` disappear; what the tar itself wrote there stays (layer.md)."""
+        unpacking.remove(path, keep_own=True)
+
+    def opaque(self, *, unpacking: Unpacking, path: bytes) -> None:
+        """Make all that the lower layers have in the directory `path` disappear."""
+        for name in os.listdir(unpacking.tree.directory(path)):
+            unpacking.remove(join(path, os.fsencode(name)), keep_own=True)
+
+
+class _Overlay(Whiteouts):
+    """`OVERLAY`: for an overlay's upper directory (kernel, filesystems/overlayfs.rst)."""
+
+    leaves_marks = True
+
+    def hide(self, *, unpacking: Unpacking, path: bytes) -> None:
+        if path in unpacking.written:
+            if unpacking.is_directory(path):
+                self.opaque(unpacking=unpacking, path=path)
+            return
+        unpacking.create(path, lambda name, fd: os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=fd))
+        unpacking.hidden.add(path)
+
+    def opaque(self, *, unpacking: Unpacking, path: bytes) -> None:
+        super().opaque(unpacking=unpacking, path=path)
+        os.setxattr(unpacking.tree.directory(path), "trusted.overlay.opaque", b"y")
+
+
+DELETE = Whiteouts()
+OVERLAY = _Overlay()
+
+
+def extract(*, stream: IO[bytes], root: str, whiteouts: Whiteouts = DELETE, limit: int | None = None) -> int:
+    """Unpack an uncompressed layer tar into the directory `root`, over what is there, never outside it.
+
+    Names are taken relative to the root; symbolic links on the way to an entry are resolved as chroot(2) would, and
+    directories that are missing are made, ``root:root 0755``. An entry replaces what has its name, except that a
+    directory over a directory only changes its metadata. Into an overlay's upper directory (`OVERLAY`) links and
+    directories of lower layers do not count: they are not there. Owners, modes, nanosecond times, extended
+    attributes, hard links, devices and holes are kept. Names under ``.wh..wh.`` but `OPAQUE` are aufs' own: skipped.
+
+    Args:
+        stream: read to its end, past the end of the archive too, so that a caller can digest it.
+        whiteouts: `DELETE` or `OVERLAY`, or a driver's own.
+        limit: the most bytes of file data to store; holes do not count.
+
+    Returns:
+        the sum of the sizes of the regular files, in bytes.
+
+    Raises:
+        ConfigError: the tar is damaged, has an entry that would escape, or passes `limit`. What came before is there.
+        NotSupported: the file system under `root` does not keep an extended attribute.
+        OSError: the host's fault: no space, no permission.
+    """
+    with Tree(root) as tree:
+        return Unpacking(tree=tree, whiteouts=whiteouts, limit=limit).run(stream)
+
+
+def _damaged(reason: object) -> ConfigError:
+    return ConfigError(f"layer tar is damaged: {reason}; fetch it or make it again")
+
+
+class _Stream:
+    """The tar, forward only: tarfile reads headers with `read`, file data goes past it with `copy`."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source, self._chunk, self._at, self._passed = source, b"", 0, 0
+        self.headers = 0
+        self.last = b""
+
+    def tell(self) -> int:
+        return self._passed + self._at
+
+    def _piece(self, most: int) -> bytes | memoryview:
+        if self._at == len(self._chunk):
+            self._passed += self._at
+            self._chunk, self._at = self._source.read(CHUNK), 0
+            if not self._chunk:
+                raise _damaged(f"it ends at byte {self._passed}, before its end-of-archive mark")
+        piece = memoryview(self._chunk)[self._at : self._at + most]
+        self._at += len(piece)
+        return piece
+
+    def read(self, size: int) -> bytes:
+        self.headers += size
+        if size < 0 or self.headers > HEADERS:
+            raise _damaged(f"the headers of the entry at byte {self.tell()} are out of all proportion")
+        if self._at + size <= len(self._chunk):
+            self.last = self._chunk[self._at : self._at + size]
+            self._at += size
+        else:
+            pieces, missing = [], size
+            while missing:
+                pieces.append(self._piece(missing))
+                missing -= len(pieces[-1])
+            self.last = b"".join(pieces)
+        return self.last
+
+    def seek(self, position: int) -> None:
+        ahead = position - self.tell()
+        if ahead < 0:
+            raise _damaged(f"the entry before byte {self.tell()} contradicts itself about its size")
+        while ahead:
+            ahead -= len(self._piece(ahead))
+
+    def copy(self, fd: int, offset: int, size: int) -> None:
+        end = offset + size
+        while offset < end:
+            piece = self._piece(end - offset)
+            while piece:
+                done = os.pwrite(fd, piece, offset)
+                piece, offset = piece[done:], offset + done
+
+    def drain(self) -> None:
+        while self._source.read(CHUNK):
+            pass
+
+
+class Unpacking:
+    """One `extract` at work. `Whiteouts` may use what is public here."""
+
+    def __init__(self, *, tree: Tree, whiteouts: Whiteouts, limit: int | None) -> None:
+        self.tree = tree
+        self.written: set[bytes] = set()
+        """What this tar put or passed through: an opaque mark or whiteout of the same tar spares it."""
+        self.hidden: set[bytes] = set()
+        """Where a mark of `Whiteouts.hide` stands: a directory that takes its place is opaque."""
+        self._whiteouts, self._limit = whiteouts, limit
+        self._stored = 0
+        self._resolved: dict[bytes, bytes] = {}
+        self._times: dict[bytes, int] = {}
+
+    def run(self, source: IO[bytes]) -> int:
+        stream, size = _Stream(source), 0
+        try:
+            tar = tarfile.TarFile(fileobj=_as_file(stream), encoding="utf-8", errors="surrogateescape")
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
+                stream.headers = 0
+                if member.sparse is not None:  # tarfile lets a later record have the last word, a made-up name
+                    member.name = member.pax_headers.get("GNU.sparse.name", member.name)
+                self._unpack(member, stream)
+                size += member.size if member.isreg() else 0
+        except (TransomError, OSError):
+            raise
+        except Exception as error:  # tarfile meets garbage with half of the built-in exceptions
+            raise _damaged(str(error) or type(error).__name__) from error
+        if any(stream.last):  # tarfile takes a bad header for the end
+            raise _damaged(f"no header at byte {stream.tell() - tarfile.BLOCKSIZE}")
+        stream.drain()
+        for path in sorted(self._times, reverse=True):
+            try:
+                os.utime(self.tree.directory(path), ns=(self._times[path],) * 2)
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # a later entry took its place
+        return size
+
+    def create(self, path: bytes, make: Callable[[bytes, int], T]) -> T:
+        """Call `make` with name and directory of `path`, and again with the way cleared if something is there."""
+        parent, _, name = path.rpartition(b"/")
+        try:
+            return make(name, self.tree.directory(parent))
+        except FileExistsError:
+            self.remove(path)
+            return make(name, self.tree.directory(parent))
+
+    def remove(self, path: bytes, *, keep_own: bool = False) -> None:
+        """Remove `path` with all below it, or only what was there before this tar."""
+        self._resolved.clear()
+        doomed = [path]
+        for above in doomed:
+            if self.is_directory(above):
+                doomed += [join(above, os.fsencode(name)) for name in os.listdir(self.tree.directory(above))]
+        for path in reversed(doomed):
+            if keep_own and path in self.written:
+                continue
+            self.written.discard(path)
+            self.hidden.discard(path)
+            parent, _, name = path.rpartition(b"/")
+            fd = self.tree.directory(parent)
+            try:
+                os.unlink(name, dir_fd=fd)
+            except IsADirectoryError:
+                os.rmdir(name, dir_fd=fd)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+
+    def is_directory(self, path: bytes) -> bool:
+        """Say whether `path` is a directory; a symbolic link to one is not."""
+        parent, _, name = path.rpartition(b"/")
+        try:
+            return stat.S_ISDIR(os.lstat(name or b".", dir_fd=self.tree.directory(parent)).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _unpack(self, member: tarfile.TarInfo, stream: _Stream) -> None:
+        try:
+            path = _clean(member.name, member)
+            if WHITEOUT in path and self._whiteout(path, member):
+                return
+            path = self._locate(path)
+            if member.islnk():
+                self._link(path, member)
+            elif member.isdir():
+                self._directory(path, member)
+            elif not path:
+                raise _refused(member, "is the layer's root and no directory")
+            elif member.isreg():
+                fd = self.create(path, lambda name, fd: os.open(name, CREATE, 0o600, dir_fd=fd))
+                try:
+                    self._data(fd, member, stream)
+                    _dress(fd, member)
+                finally:
+                    os.close(fd)
+            else:
+                self.create(path, lambda name, fd: _make_node(name, fd, member))
+                fd = self.tree.open(path)
+                try:
+                    _dress(f"/proc/self/fd/{fd}", member)
+                finally:
+                    os.close(fd)
+            self.written.add(path)
+        except OSError as error:
+            if error.errno not in _BAD_ENTRY:
+                raise
+            raise _refused(member, f"cannot be made: {error.strerror}") from error
+        except (ValueError, OverflowError) as error:
+            raise _refused(member, f"is damaged: {error}") from error
+
+    def _locate(self, path: bytes) -> bytes:
+        parent, _, name = path.rpartition(b"/")
+        real = self._resolve(parent, create=True)
+        return join(real or b"", name)
+
+    def _resolve(self, path: bytes, *, create: bool) -> bytes | None:
+        """Say which real directory `path` is, symbolic links resolved in the tree; None if it is not there."""
+        if (known := self._resolved.get(path)) is not None:
+            return known
+        done: list[bytes] = []
+        todo, links = path.split(b"/")[::-1], 0
+        while todo:
+            name = todo.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                done = done[:-1]
+                continue
+            try:
+                target = os.readlink(name, dir_fd=self.tree.directory(b"/".join(done)))
+            except FileNotFoundError:
+                if not create:
+                    return None
+                os.mkdir(name, 0o755, dir_fd=self.tree.directory(b"/".join(done)))
+                done.append(name)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                done.append(name)
+                if b"/".join(done) in self.hidden:
+                    self._make_directory(b"/".join(done))
+            else:
+                links += 1
+                if links > SYMLINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                done = [] if target.startswith(b"/") else done
+                todo += target.split(b"/")[::-1]
+        real = b"/".join(done)
+        self.tree.directory(real)
+        if create:
+            self.written.update(b"/".join(done[:depth]) for depth in range(1, len(done) + 1))
+        self._resolved[path] = real
+        return real
+
+    def _whiteout(self, path: bytes, member: tarfile.TarInfo) -> bool:
+        """Carry out a whiteout; say whether the entry is done with."""
+        parent, _, name = path.rpartition(b"/")
+        if path.startswith(META) or b"/" + META in path:
+            if name == OPAQUE and WHITEOUT not in parent:
+                real = self._resolve(parent, create=self._whiteouts.leaves_marks)
+                if real is not None:
+                    self._whiteouts.opaque(unpacking=self, path=real)
+            return True
+        if parent.startswith(WHITEOUT) or b"/" + WHITEOUT in parent:
+            raise _refused(member, "lies below a whiteout")
+        if not name.startswith(WHITEOUT):
+            return False
+        hidden = name.removeprefix(WHITEOUT)
+        if hidden in (b"", b".", b".."):
+            raise _refused(member, "would remove a directory it is in")
+        real = self._resolve(parent, create=self._whiteouts.leaves_marks)
+        if real is not None:
+            self._whiteouts.hide(unpacking=self, path=join(real, hidden))
+        return True
+
+    def _make_directory(self, path: bytes) -> None:
+        parent, _, name = path.rpartition(b"/")
+        try:
+            os.mkdir(name, 0o755, dir_fd=self.tree.directory(parent))
+        except FileExistsError:
+            if self.is_directory(path):
+                return
+            opaque = path in self.hidden
+            self.remove(path)
+            os.mkdir(name, 0o755, dir_fd=self.tree.directory(parent))
+            if opaque:
+                self._whiteouts.opaque(unpacking=self, path=path)
+
+    def _directory(self, path: bytes, member: tarfile.TarInfo) -> None:
+        if path:
+            self._make_directory(path)
+        _dress(self.tree.directory(path), member)
+        self._times[path] = _mtime(member)
+
+    def _link(self, path: bytes, member: tarfile.TarInfo) -> None:
+        parent, _, name = _clean(member.linkname, member).rpartition(b"/")
+        real = self._resolve(parent, create=False)
+        try:
+            if real is None or not path:
+                raise FileNotFoundError
+            source = os.dup(self.tree.directory(real))
+        except FileNotFoundError:
+            raise _refused(member, f"links to {member.linkname!r}, which is not there") from None
+        try:
+            if join(real, name) != path:
+                self.create(
+                    path,
+                    lambda new, fd: os.link(name, new, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False),
+                )
+            os.lstat(name, dir_fd=source)
+        except (FileNotFoundError, PermissionError) as error:
+            what = "not there" if error.errno == errno.ENOENT else "a directory"
+            raise _refused(member, f"links to {member.linkname!r}, which is {what}") from None
+        finally:
+            os.close(source)
+
+    def _data(self, fd: int, member: tarfile.TarInfo, stream: _Stream) -> None:
+        pieces: Any = member.sparse  # the stub has it wrong
+        for offset, size in [(0, member.size)] if pieces is None else pieces:
+            if min(offset, size) < 0 or offset + size > member.size:
+                raise ValueError("its map of holes does not fit its size")
+            self._stored += size
+            if self._limit is not None and self._stored > self._limit:
+                raise ConfigError(
+                    f"layer tar: entry {member.name!r} passes the limit of {self._limit} bytes of file data;"
+                    " raise the limit if you trust where the tar comes from"
+                )
+            stream.copy(fd, offset, size)
+        if pieces is not None:
+            os.ftruncate(fd, member.size)
+
+
+def _as_file(stream: _Stream) -> Any:
+    """Hide from the type checker that tarfile asks less of a file than its stub does."""
+    return stream
+
+
+def _refused(member: tarfile.TarInfo, reason: str) -> ConfigError:
+    return ConfigError(f"layer tar: entry {member.name!r} {reason}; the layer is refused, make its tar anew")
+
+
+def _clean(name: str, member: tarfile.TarInfo) -> bytes:
+    """Make a name relative to the root and free of ``.`` and ``..``, as its letters go."""
+    done: list[bytes] = []
+    for part in name.encode("utf-8", "surrogateescape").split(b"/"):
+        if part == b"..":
+            if not done:
+                raise _refused(member, f"would escape the layer ({name!r})")
+            done.pop()
+        elif part not in (b"", b"."):
+            done.append(part)
+    return b"/".join(done)
+
+
+def _mtime(member: tarfile.TarInfo) -> int:
+    """Say when the entry was last modified, in ns: tarfile's float is too coarse, the record is not."""
+    seconds, _, fraction = member.pax_headers.get("mtime", str(int(member.mtime))).partition(".")
+    sign = -1 if seconds.startswith("-") else 1
+    return int(seconds or "0") * 10**9 + sign * int(fraction[:9].ljust(9, "0"))
+
+
+def _make_node(name: bytes, fd: int, member: tarfile.TarInfo) -> None:
+    if member.issym():
+        os.symlink(member.linkname.encode("utf-8", "surrogateescape"), name, dir_fd=fd)
+    elif member.isfifo():
+        os.mkfifo(name, 0o600, dir_fd=fd)
+    elif member.ischr() or member.isblk():
+        if member.ischr() and member.devmajor == member.devminor == 0:
+            raise _refused(member, "is the character device 0:0, which overlay takes for a deletion")
+        kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
+        os.mknod(name, kind | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=fd)
+    else:
+        raise _refused(member, f"has the unknown type {member.type!r}")
+
+
+def _dress(target: int | str, member: tarfile.TarInfo) -> None:
+    """Give a new file or directory its owner, mode, extended attributes and time.
+
+    Owner first: chown(2) clears set-id bits and file capabilities. What a default ACL left is cleared.
+    """
+    if min(member.uid, member.gid) < 0:
+        raise ValueError(f"it belongs to {member.uid}:{member.gid}")
+    os.chown(target, member.uid, member.gid)
+    if not member.issym():
+        os.chmod(target, member.mode & 0o7777)
+    wanted = {
+        _unescape(key.removeprefix(XATTR)): value.encode("utf-8", "surrogateescape")
+        for key, value in member.pax_headers.items()
+        if key.startswith(XATTR)
+    }
+    for name in read_xattrs(target):
+        if name not in wanted and not name.startswith("security."):
+            os.removexattr(target, name)
+    for name, data in wanted.items():
+        if carried(name):
+            _set_xattr(target, name, data, member)
+    os.utime(target, ns=(_mtime(member),) * 2)
+
+
+def _set_xattr(target: int | str, name: str, data: bytes, member: tarfile.TarInfo) -> None:
+    try:
+        os.setxattr(target, name, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM):
+            raise
+        if not name.startswith(("user.", "trusted.", "security.", "system.")):
+            raise _refused(member, f"has the extended attribute {name!r}, which no system knows") from error
+        raise NotSupported(
+            f"layer tar: entry {member.name!r} has the extended attribute {name!r}, which cannot be kept here:"
+            f" {error.strerror}; put the data root on a file system that keeps them (ext4, xfs, btrfs)"
+        ) from error
+
+
+def _escape(xattr: str) -> str:
+    """Free an attribute's name of ``=``, which ends a PAX keyword; GNU tar's convention."""
+    return xattr.replace("%", "%25").replace("=", "%3D")
+
+
+def _unescape(xattr: str) -> str:
+    return xattr.replace("%3D", "=").replace("%25", "%")
+
+
+def write(*, changes: Iterable[Change], root: str, out: IO[bytes]) -> int:
+    """Write the layer tar of these changes, in their order, with what the mounted tree `root` holds now.
+
+    Same tree, same bytes: no user names, no access times, nothing of the moment. Directories above a change are
+    written before it, the root as ``./``, for layers that are applied where their parents cannot be seen. Of names
+    that are one file the first holds the data, the others are links to it. Sockets are left out. A file that shrinks
+    while it is read is filled up with zeros.
+
+    Returns:
+        how many bytes were written.
+
+    Raises:
+        ConfigError: a name begins with ``.wh.``: a layer tar cannot hold it.
+        Conflict: a changed file vanished.
+    """
+    with Tree(root) as tree:
+        packing = _Packing(tree=tree, out=out)
+        for change in changes:
+            packing.add(change)
+        return packing.end()
+
+
+def write_tree(*, root: str, out: IO[bytes]) -> int:
+    """Write the whole tree as a layer tar without whiteouts; see `write`."""
+    from transom.services.differ import compare
+
+    return write(changes=compare(lower=None, upper=root), root=root, out=out)
+
+
+class _Packing:
+    def __init__(self, *, tree: Tree, out: IO[bytes]) -> None:
+        self._tree, self._out, self._size = tree, out, 0
+        self._parents: set[bytes] = set()
+        self._links: dict[tuple[int, int], str] = {}
+
+    def add(self, change: Change) -> None:
+        path = change.path
+        if path.startswith(WHITEOUT) or b"/" + WHITEOUT in path:
+            raise ConfigError(
+                f"layer tar: {os.fsdecode(path)!r} cannot be in a layer: names that begin with .wh. mean deletions"
+                " there; rename it"
+            )
+        parent, _, name = path.rpartition(b"/")
+        if path:
+            self._open_parents(parent)
+        if change.kind is ChangeKind.DELETED:
+            self._mark(join(parent, WHITEOUT + name))
+            return
+        if path not in self._parents:
+            self._entry(path)
+        if change.opaque:
+            self._mark(join(path, OPAQUE))
+
+    def end(self) -> int:
+        self._put(bytes(2 * tarfile.BLOCKSIZE))
+        return self._size
+
+    def _open_parents(self, path: bytes) -> None:
+        missing = []
+        while path not in self._parents:
+            missing.append(path)
+            if not path:
+                break
+            path = path.rpartition(b"/")[0]
+        for path in reversed(missing):
+            self._entry(path)
+
+    def _put(self, data: bytes) -> None:
+        self._out.write(data)
+        self._size += len(data)
+
+    def _pad(self) -> None:
+        self._put(bytes(-self._size % tarfile.BLOCKSIZE))
+
+    def _header(self, info: tarfile.TarInfo) -> None:
+        try:
+            self._put(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"layer tar: {info.name!r} has an extended attribute whose name is not UTF-8; remove it"
+            ) from None
+
+    def _mark(self, path: bytes) -> None:
+        self._header(tarfile.TarInfo(_text(path)))
+
+    def _entry(self, path: bytes) -> None:
+        try:
+            fd = self._tree.open(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Conflict(
+                f"layer tar: {os.fsdecode(path)!r} vanished while the layer was read; pause the container and try again"
+            ) from None
+        try:
+            self._describe(path, fd)
+        finally:
+            os.close(fd)
+
+    def _describe(self, path: bytes, fd: int) -> None:
+        target, found = f"/proc/self/fd/{fd}", os.fstat(fd)
+        kind = stat.S_IFMT(found.st_mode)
+        if kind == stat.S_IFSOCK:
+            return
+        info = tarfile.TarInfo(_text(path) or ".")
+        info.type, info.mode = _TYPES[kind], stat.S_IMODE(found.st_mode)
+        info.uid, info.gid = found.st_uid, found.st_gid
+        info.pax_headers = {
+            XATTR + _escape(name): value.decode("utf-8", "surrogateescape")
+            for name, value in read_xattrs(target).items()
+        }
+        info.mtime, fraction = divmod(found.st_mtime_ns, 10**9)
+        if fraction:
+            whole, fraction = divmod(abs(found.st_mtime_ns), 10**9)
+            info.pax_headers["mtime"] = f"{'-' if found.st_mtime_ns < 0 else ''}{whole}.{fraction:09d}"
+        if kind == stat.S_IFDIR:
+            self._parents.add(path)
+        elif found.st_nlink > 1:
+            first = self._links.setdefault((found.st_dev, found.st_ino), info.name)
+            if first != info.name:
+                info.type, info.linkname, info.pax_headers = tarfile.LNKTYPE, first, {}
+        if info.type == tarfile.REGTYPE:
+            self._file(info, target, found)
+            return
+        if info.type == tarfile.SYMTYPE:
+            info.linkname = _text(os.readlink(b"", dir_fd=fd))
+        elif info.type in (tarfile.CHRTYPE, tarfile.BLKTYPE):
+            info.devmajor, info.devminor = os.major(found.st_rdev), os.minor(found.st_rdev)
+        self._header(info)
+
+    def _file(self, info: tarfile.TarInfo, target: str, found: os.stat_result) -> None:
+        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pieces, holes = [(0, found.st_size)], b""
+            if found.st_blocks * 512 < found.st_size:
+                pieces = _data_pieces(fd, found.st_size)
+            stored = sum(size for _, size in pieces)
+            if stored < found.st_size and stored < 8**11:  # tarfile loses the place where a larger one ends
+                holes = b"%d\n" % len(pieces) + b"".join(b"%d\n%d\n" % piece for piece in pieces)
+                holes += bytes(-len(holes) % tarfile.BLOCKSIZE)
+                info.pax_headers = {
+                    **info.pax_headers,
+                    "GNU.sparse.major": "1",
+                    "GNU.sparse.minor": "0",
+                    "GNU.sparse.name": info.name,
+                    "GNU.sparse.realsize": str(found.st_size),
+                }
+                info.name = "GNUSparseFile.0"
+            else:
+                pieces, stored = [(0, found.st_size)], found.st_size
+            info.size = len(holes) + stored
+            self._header(info)
+            self._put(holes)
+            for offset, size in pieces:
+                self._copy(fd, offset, size)
+            self._pad()
+        finally:
+            os.close(fd)
+
+    def _copy(self, fd: int, offset: int, size: int) -> None:
+        end = offset + size
+        while offset < end:
+            data = os.pread(fd, min(end - offset, CHUNK), offset) or bytes(min(end - offset, CHUNK))
+            self._put(data)
+            offset += len(data)
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
+
+
+def _data_pieces(fd: int, size: int) -> list[tuple[int, int]]:
+    """List where a file has data, offset and size; at its end an empty one if it ends with a hole, as GNU tar does."""
+    pieces: list[tuple[int, int]] = []
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return [*pieces, (size, 0)]
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        pieces.append((start, end - start))
+    return pieces

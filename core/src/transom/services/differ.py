@@ -1,0 +1,191 @@
+"""The naive differ: what changed between two mounted trees, by walking both.
+
+It needs nothing of the storage driver and serves every one that cannot tell by itself (`Storage.changes`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import IO
+
+from transom.contract.storage import Change, ChangeKind
+from transom.services.archive import CHUNK, Tree, join, read_xattrs
+
+Entries = dict[bytes, os.stat_result]
+Inode = tuple[int, int]
+
+
+def compare(*, lower: str | None, upper: str) -> Iterator[Change]:
+    """List what changed from the tree `lower` to the tree `upper`, by the rules of `Storage.changes`.
+
+    Sorted by path, bytewise, so that a directory comes before what it holds; everything is ADDED if `lower` is None.
+
+    A file is MODIFIED when type, mode, owner, size, mtime (ns), device number, extended attributes or content
+    differ. Content is read only where it could differ unseen: size and mtime are equal but inode number or ctime are
+    not, since an mtime can be set back and a ctime cannot. Where both are equal (a snapshot, an overlay's untouched
+    file) it is the same file. A file is also MODIFIED when it is no longer, or only now, one file with another
+    name, and rewriting the changed names would not bring that about: a layer can then be rebuilt from its changes.
+
+    A directory is MODIFIED when its mode, owner or extended attributes differ, or its mtime while no name in it was
+    added, removed or changed (which alone moves the mtime). The root, the path ``b""``, never by its mtime. A
+    directory where there was none is MODIFIED and `opaque` if something else was there, else ADDED.
+
+    Raises:
+        OSError: a tree cannot be read. What vanishes during the walk counts as gone.
+    """
+    with Tree(upper) as new:
+        if lower is None:
+            found = _Comparison(new=new, old=new).additions()
+        else:
+            with Tree(lower) as old:
+                found = _Comparison(new=new, old=old).differences()
+    return iter(sorted(found))
+
+
+def _entries(tree: Tree, path: bytes) -> Entries:
+    """Read a directory: names and what stat(2) says, without following links."""
+    found = {}
+    try:
+        with os.scandir(tree.directory(path)) as listing:
+            for entry in listing:
+                try:
+                    found[os.fsencode(entry.name)] = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return found
+
+
+class _Comparison:
+    def __init__(self, *, new: Tree, old: Tree) -> None:
+        self._new, self._old = new, old
+        self._changes: dict[bytes, Change] = {}
+        self._old_links: dict[bytes, Inode] = {}
+        self._new_links: dict[bytes, Inode] = {}
+
+    def additions(self) -> list[Change]:
+        self._add_below(b"")
+        return list(self._changes.values())
+
+    def differences(self) -> list[Change]:
+        todo = [(b"", os.stat(self._old.directory(b"")), os.stat(self._new.directory(b"")))]
+        while todo:
+            path, was, now = todo.pop()
+            before, after = _entries(self._old, path), _entries(self._new, path)
+            touched = before.keys() != after.keys()
+            for name in before.keys() - after.keys():
+                self._note(join(path, name), ChangeKind.DELETED)
+            for name in sorted(after, reverse=True):
+                child, new, old = join(path, name), after[name], before.get(name)
+                if old is None:
+                    self._add(child, new)
+                elif stat.S_ISDIR(old.st_mode) and stat.S_ISDIR(new.st_mode):
+                    todo.append((child, old, new))
+                else:
+                    self._record_links(child, old, new)
+                    if not self._same(child, old, new):
+                        self._replace(child, new)
+                        touched = True
+            if not self._same_directory(path, was, now, mtime=bool(path) and not touched):
+                self._note(path, ChangeKind.MODIFIED)
+        self._relink()
+        return list(self._changes.values())
+
+    def _note(self, path: bytes, kind: ChangeKind, *, opaque: bool = False) -> None:
+        self._changes[path] = Change(path=path, kind=kind, opaque=opaque)
+
+    def _add(self, path: bytes, found: os.stat_result) -> None:
+        self._note(path, ChangeKind.ADDED)
+        if stat.S_ISDIR(found.st_mode):
+            self._add_below(path)
+        elif found.st_nlink > 1:
+            self._new_links[path] = (found.st_dev, found.st_ino)
+
+    def _add_below(self, path: bytes) -> None:
+        todo = [path]
+        while todo:
+            path = todo.pop()
+            for name, found in _entries(self._new, path).items():
+                child = join(path, name)
+                self._note(child, ChangeKind.ADDED)
+                if stat.S_ISDIR(found.st_mode):
+                    todo.append(child)
+                elif found.st_nlink > 1:
+                    self._new_links[child] = (found.st_dev, found.st_ino)
+
+    def _replace(self, path: bytes, found: os.stat_result) -> None:
+        directory = stat.S_ISDIR(found.st_mode)
+        self._note(path, ChangeKind.MODIFIED, opaque=directory)
+        if directory:
+            self._add_below(path)
+
+    def _record_links(self, path: bytes, was: os.stat_result, now: os.stat_result) -> None:
+        if was.st_nlink > 1 or now.st_nlink > 1:
+            self._old_links[path] = (was.st_dev, was.st_ino)
+            self._new_links[path] = (now.st_dev, now.st_ino)
+
+    def _relink(self) -> None:
+        """Note the names that are one file with others than before, where nothing else tells."""
+        old, new = _groups(self._old_links), _groups(self._new_links)
+        for group in new.values():
+            for path in group:
+                known = old.get(self._old_links.get(path, (-1, -1)), set())
+                if path not in self._changes and not group <= known | {path}:
+                    self._note(path, ChangeKind.MODIFIED)
+        for group in old.values():
+            kept = sorted(path for path in group if path not in self._changes)
+            for path in kept:
+                if self._new_links[path] != self._new_links[kept[0]]:
+                    self._note(path, ChangeKind.MODIFIED)
+
+    def _same(self, path: bytes, was: os.stat_result, now: os.stat_result) -> bool:
+        if _facts(was) != _facts(now):
+            return False
+        if _inode_version(was) == _inode_version(now):
+            return True
+        if not self._same_xattrs(path):
+            return False
+        if stat.S_ISLNK(now.st_mode):
+            return os.readlink(self._old.at(path)) == os.readlink(self._new.at(path))
+        return not stat.S_ISREG(now.st_mode) or self._same_content(path)
+
+    def _same_directory(self, path: bytes, was: os.stat_result, now: os.stat_result, *, mtime: bool) -> bool:
+        if (was.st_mode, was.st_uid, was.st_gid) != (now.st_mode, now.st_uid, now.st_gid):
+            return False
+        if mtime and was.st_mtime_ns != now.st_mtime_ns:
+            return False
+        return _inode_version(was) == _inode_version(now) or self._same_xattrs(path)
+
+    def _same_xattrs(self, path: bytes) -> bool:
+        old = read_xattrs(self._old.at(path), follow_symlinks=False)
+        return old == read_xattrs(self._new.at(path), follow_symlinks=False)
+
+    def _same_content(self, path: bytes) -> bool:
+        with _reader(self._old, path) as old, _reader(self._new, path) as new:
+            while (piece := old.read(CHUNK)) == new.read(CHUNK):
+                if not piece:
+                    return True
+        return False
+
+
+def _facts(found: os.stat_result) -> tuple[int, ...]:
+    size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return found.st_mode, found.st_uid, found.st_gid, found.st_rdev, size, found.st_mtime_ns
+
+
+def _inode_version(found: os.stat_result) -> tuple[int, int]:
+    return found.st_ino, found.st_ctime_ns
+
+
+def _groups(links: dict[bytes, Inode]) -> dict[Inode, set[bytes]]:
+    groups: dict[Inode, set[bytes]] = {}
+    for path, inode in links.items():
+        groups.setdefault(inode, set()).add(path)
+    return groups
+
+
+def _reader(tree: Tree, path: bytes) -> IO[bytes]:
+    return open(os.open(tree.at(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
