@@ -45,16 +45,16 @@ class JsonFile(Logging):
     Options = JsonFileOptions
     capabilities = frozenset({LogCapability.READ, LogCapability.ROTATE})
     option_docs: ClassVar[dict[str, str]] = {
-        "max_size": "A file that has this size is rotated before the next record; decimal units, unset is unbounded.",
-        "max_file": "How many files there may be, the current one among them; the oldest is removed.",
+        "max-size": "A file that has this size is rotated before the next record; decimal units, unset is unbounded.",
+        "max-file": "How many files there may be, the current one among them; the oldest is removed.",
         "compress": "Compress rotated files with gzip.",
         "labels": "Labels whose values become attributes of each record.",
-        "labels_regex": "The same for each label whose name this regular expression finds.",
+        "labels-regex": "The same for each label whose name this regular expression finds.",
         "env": "Environment variables whose values become attributes of each record.",
-        "env_regex": "The same for each variable whose name this regular expression finds.",
+        "env-regex": "The same for each variable whose name this regular expression finds.",
         "tag": "A template, such as {{.Name}}/{{.ID}}, whose text becomes the attribute tag of each record.",
         "mode": "Whether the container waits for the log (blocking) or its output is dropped when the queue is full.",
-        "max_buffer_size": "The size of that queue with mode=non-blocking; the engine keeps it.",
+        "max-buffer-size": "The size of that queue with mode=non-blocking; the engine keeps it.",
     }
 
     options: JsonFileOptions

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import threading
 
 from transom_logging_json_file.writer import names
 
@@ -15,6 +13,8 @@ class Packing:
     """Compresses every rotated file that is plain yet, those of a crash too, in a thread of its own."""
 
     def __init__(self, path: str, max_file: int) -> None:
+        import threading
+
         self._path, self._max_file, self._stop = path, max_file, False
         self._thread = threading.Thread(target=self._run, name="json-file-compress", daemon=True)
         self._thread.start()
@@ -35,11 +35,14 @@ class Packing:
                 return
 
     def _pack(self, plain: str, packed: str) -> None:
+        import gzip
+
         new = f"{self._path}.gz.new"
         target = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         try:
             with os.fdopen(target, "wb") as raw, open(plain, "rb") as source:
-                with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6) as archive:
+                name = str(os.fstat(source.fileno()).st_ino)
+                with gzip.GzipFile(filename=name, fileobj=raw, mode="wb", compresslevel=6) as archive:
                     while block := source.read(BLOCK):
                         if self._stop:
                             raise InterruptedError
@@ -51,3 +54,13 @@ class Packing:
             os.unlink(new)
             raise
         os.unlink(plain)
+
+
+def source_of(header: bytes) -> int | None:
+    """Return the inode of the file that a compressed one was made from; None where it does not say.
+
+    It stands where gzip keeps the original name (RFC 1952, section 2.3). A reader that holds the original open finds
+    its place by it: the number cannot have gone to another file meanwhile.
+    """
+    magic, flags, name = header[:3], header[3:4], header[10:].partition(b"\0")[0]
+    return int(name) if magic == b"\x1f\x8b\x08" and flags == b"\x08" and name.isdigit() else None

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from transom.contract.logging import Chunk, Query, Reader, Stream
 from transom.errors import DriverError
 from transom_logging_json_file.lock import Holder, holder
+from transom_logging_json_file.pack import source_of
 from transom_logging_json_file.records import LONGEST, Chunks, Damage, Record, backwards, decode, parse
 from transom_logging_json_file.writer import names, whole
 
@@ -26,13 +27,14 @@ Position = tuple[int, int]
 class File:
     """One file of the log; its descriptor holds the data, whatever becomes of its name.
 
-    `generation` is None where nobody wrote to the log when it was opened; `lost` is how many files before this one
-    were removed before they could be opened.
+    `source` is the identity of the file that a compressed one was made from. `generation` is None where nobody wrote
+    to the log when it was opened. `lost` is how many files before this one were removed before they could be opened.
     """
 
     def __init__(self, fd: int, *, packed: bool = False) -> None:
         self.fd, self._packed = fd, packed
         self.identity = _identity(os.fstat(fd))
+        self.source = (self.identity[0], source_of(os.pread(fd, 64, 0))) if packed else None
         self.generation: int | None = None
         self.lost = 0
 
@@ -317,10 +319,10 @@ def _older(path: str, files: list[File], writer: Holder | None, after: File | No
             file = File(fd, packed=True)
         if file is None:
             continue
-        if after is not None and file.identity == after.identity:
+        if after is not None and after.identity in (file.identity, file.source):
             file.close()
             return 0
-        if any(file.identity == other.identity for other in files):
+        if any(file.identity == other.identity for other in files):  # a crash left one file with two names
             file.close()
             continue
         files.append(file)
@@ -358,7 +360,11 @@ def _expand(fd: int) -> int:
     import tempfile
     import zlib
 
-    with tempfile.TemporaryFile() as target, gzip.GzipFile(fileobj=os.fdopen(os.dup(fd), "rb")) as archive:
+    with (
+        os.fdopen(os.dup(fd), "rb") as packed,
+        gzip.GzipFile(fileobj=packed) as archive,
+        tempfile.TemporaryFile() as target,
+    ):
         try:
             while block := archive.read(BLOCK):
                 target.write(block)
