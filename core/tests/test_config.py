@@ -78,7 +78,8 @@ def test_what_has_no_meaning_here_is_shown_as_ignored_with_the_reason(written):
     path = written({"live-restore": True, "cgroup-parent": "/x"})
     shown = {key: (value, origin) for key, value, origin in rows(loaded(path))}
     assert shown["live-restore"] == (
-        "true", f"file {path}; ignored: containers never depend on a daemon: they outlive it always"
+        "true",
+        f"file {path}; ignored: containers never depend on a daemon: they outlive it always",
     )
     assert shown["cgroup-parent"] == ("/x", f"file {path}; ignored: a limits driver owns its control groups")
 
@@ -115,8 +116,13 @@ def test_the_environment_names_the_file_and_the_command_line_another(written, tm
 
 
 def test_the_environment_is_read_as_words():
-    environ = {"TRANSOM_DNS": "10.0.0.1,10.0.0.2", "TRANSOM_ICC": "no", "TRANSOM_DEFAULT_SHM_SIZE": "1g",
-               "TRANSOM_LIMITS_DRIVER": "cgroup1", "TRANSOM_WRAPPERS": "audit, tracing"}
+    environ = {
+        "TRANSOM_DNS": "10.0.0.1,10.0.0.2",
+        "TRANSOM_ICC": "no",
+        "TRANSOM_DEFAULT_SHM_SIZE": "1g",
+        "TRANSOM_LIMITS_DRIVER": "cgroup1",
+        "TRANSOM_WRAPPERS": "audit, tracing",
+    }
     config = loaded(None, environ)
     assert config.dns == ("10.0.0.1", "10.0.0.2")
     assert config.icc is False
@@ -126,10 +132,18 @@ def test_the_environment_is_read_as_words():
 
 
 def test_our_own_keys_stand_in_the_object_transom(written):
-    config = loaded(written({"transom": {
-        "limits-driver": "cgroup1", "network-driver": "macvlan", "auth-drivers": ["peer", "tls"],
-        "driver-opts": {"auth": {"tls": {"ca": "/ca.pem"}}},
-    }}))
+    config = loaded(
+        written(
+            {
+                "transom": {
+                    "limits-driver": "cgroup1",
+                    "network-driver": "macvlan",
+                    "auth-drivers": ["peer", "tls"],
+                    "driver-opts": {"auth": {"tls": {"ca": "/ca.pem"}}},
+                }
+            }
+        )
+    )
     assert config.drivers("limits") == ("cgroup1",)
     assert config.drivers("network") == ("macvlan",)
     assert config.drivers("auth") == ("peer", "tls")
@@ -157,14 +171,19 @@ def test_authorization_plugins_join_the_auth_drivers(written):
 
 
 def test_options_reach_the_driver_they_speak_of_and_no_other(written):
-    path = written({
-        "storage-driver": "overlay2", "storage-opts": ["overlay2.size=1g", "x=a=b"],
-        "log-opts": {"max-size": "10m"}, "default-network-opts": {"bridge": {"mtu": "1442"}},
-        "transom": {"driver-opts": {"storage": {"vfs": {"size": "5g"}, "overlay2": {"y": "2"}}}},
-    })
+    path = written(
+        {
+            "storage-driver": "overlay2",
+            "storage-opts": ["overlay2.size=1g", "x=a=b"],
+            "log-opts": {"max-size": "10m"},
+            "default-network-opts": {"bridge": {"mtu": "1442"}},
+            "transom": {"driver-opts": {"storage": {"vfs": {"size": "5g"}, "overlay2": {"y": "2"}}}},
+        }
+    )
     config = loaded(path)
     assert config.options("storage", "overlay2") == (
-        {"y": "2", "overlay2.size": "1g", "x": "a=b"}, f"file {path}: storage-opts"
+        {"y": "2", "overlay2.size": "1g", "x": "a=b"},
+        f"file {path}: storage-opts",
     )
     assert config.options("storage", "vfs") == ({"size": "5g"}, f"file {path}: transom.driver-opts")
     assert config.options("logging", "json-file") == ({"max-size": "10m"}, f"file {path}: log-opts")
@@ -179,47 +198,66 @@ def test_our_directories_lie_below_the_roots_and_never_are_the_roots(written):
     assert (config.state_dir, config.run_dir) == ("/srv/docker/transom", "/transom")
 
 
-@pytest.mark.parametrize(("content", "text"), [
-    ({"storage-opts": 5}, "FILE: storage-opts must be a list of texts, not 5"),
-    ({"storage-opts": ["size"]}, 'FILE: storage-opts must be a list, each a text NAME=VALUE, not ["size"]'),
-    ({"log-opts": {"max-file": 3}}, 'FILE: log-opts must be an object of texts, not {"max-file":3}'),
-    ({"debug": "yes"}, 'FILE: debug must be true or false, not "yes"'),
-    ({"mtu": -1}, "FILE: mtu must be a whole number, at least 0, at most 65535, not -1"),
-    ({"shutdown-timeout": 1.5}, "FILE: shutdown-timeout must be a whole number, at least -1, not 1.5"),
-    ({"max-concurrent-downloads": 0}, "FILE: max-concurrent-downloads must be a whole number, at least 1, not 0"),
-    ({"log-level": "loud"}, "FILE: log-level must be one of 'debug', 'error', 'fatal', 'info', 'panic', 'trace', "
-                            "'warn', not \"loud\""),
-    ({"default-ipc-mode": "host"}, "FILE: default-ipc-mode must be one of 'private', 'shareable', not \"host\""),
-    ({"default-shm-size": "big"}, 'FILE: default-shm-size must be a size such as 64m or 67108864, not "big"'),
-    ({"default-ulimits": {"nofile": 5}},
-     'FILE: default-ulimits must be an object of objects with Hard, Soft, Name, not {"nofile":5}'),
-    ({"default-address-pools": [{"base": "10.0.0.0/16"}]},
-     'FILE: default-address-pools must be a list of objects with base, size, not [{"base":"10.0.0.0/16"}]'),
-    ({"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]},
-     "FILE: default-address-pools must be a list of objects with a network in CIDR notation as base and a longer "
-     'prefix length as size, not [{"base":"10.0.0.0/16","size":8}]'),
-    ({"bip": "172.17.0.1"}, "FILE: bip must be an IPv4 address with prefix length such as 172.17.0.1/16, not "
-                            '"172.17.0.1"'),
-    ({"dns": ["localhost"]}, 'FILE: dns must be a list, each an IP address, not ["localhost"]'),
-    ({"data-root": "var"}, 'FILE: data-root must be an absolute path, not "var"'),
-    ({"hosts": ["/run/x"]},
-     'FILE: hosts must be a list, each an address unix://PATH, tcp://HOST:PORT or fd://, not ["/run/x"]'),
-    ({"tls": 1}, "FILE: tls must be true or false, not 1"),
-    ({"proxies": {"ftp": "x"}},
-     'FILE: proxies must be an object with http-proxy, https-proxy, no-proxy, not {"ftp":"x"}'),
-    ({"transom": {"auth-drivers": "peer"}}, 'FILE: transom.auth-drivers must be a list of texts, not "peer"'),
-    ({"transom": ["x"]}, 'FILE: transom must be an object, not ["x"]'),
-    ({"storage-drvier": "x"}, "FILE: unknown key 'storage-drvier' (did you mean storage-driver?)"),
-    ({"transom": {"limit-driver": "x"}},
-     "FILE: unknown key 'transom.limit-driver' (did you mean transom.limits-driver?); known are: "
-     "transom.auth-drivers, transom.driver-opts, transom.limits-driver, transom.log-drivers, "
-     "transom.network-driver, transom.wrappers"),
-    ([], "FILE must be an object of keys, not []"),
-    ('{\n  "mtu": 1500,\n  debug: true\n}', "FILE, line 3, column 3: invalid JSON: object keys must be strings"),
-    ('{"mtu": 1500', "FILE, line 1, column 13: invalid JSON: it ends too early"),
-    ('{"mtu": 1,\n "log-opts": {"a": "1"},\n "mtu": 2}', "FILE, line 3: the key 'mtu' is there twice"),
-    ('{"log-opts": {"a": "1",\n "a": "1"}}', "FILE, line 2: the key 'a' is there twice"),
-])
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"storage-opts": 5}, "FILE: storage-opts must be a list of texts, not 5"),
+        ({"storage-opts": ["size"]}, 'FILE: storage-opts must be a list, each a text NAME=VALUE, not ["size"]'),
+        ({"log-opts": {"max-file": 3}}, 'FILE: log-opts must be an object of texts, not {"max-file":3}'),
+        ({"debug": "yes"}, 'FILE: debug must be true or false, not "yes"'),
+        ({"mtu": -1}, "FILE: mtu must be a whole number, at least 0, at most 65535, not -1"),
+        ({"shutdown-timeout": 1.5}, "FILE: shutdown-timeout must be a whole number, at least -1, not 1.5"),
+        ({"max-concurrent-downloads": 0}, "FILE: max-concurrent-downloads must be a whole number, at least 1, not 0"),
+        (
+            {"log-level": "loud"},
+            "FILE: log-level must be one of 'debug', 'error', 'fatal', 'info', 'panic', 'trace', 'warn', not \"loud\"",
+        ),
+        ({"default-ipc-mode": "host"}, "FILE: default-ipc-mode must be one of 'private', 'shareable', not \"host\""),
+        ({"default-shm-size": "big"}, 'FILE: default-shm-size must be a size such as 64m or 67108864, not "big"'),
+        (
+            {"default-ulimits": {"nofile": 5}},
+            'FILE: default-ulimits must be an object of objects with Hard, Soft, Name, not {"nofile":5}',
+        ),
+        (
+            {"default-address-pools": [{"base": "10.0.0.0/16"}]},
+            'FILE: default-address-pools must be a list of objects with base, size, not [{"base":"10.0.0.0/16"}]',
+        ),
+        (
+            {"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]},
+            "FILE: default-address-pools must be a list of objects with a network in CIDR notation as base and a longer "
+            'prefix length as size, not [{"base":"10.0.0.0/16","size":8}]',
+        ),
+        (
+            {"bip": "172.17.0.1"},
+            'FILE: bip must be an IPv4 address with prefix length such as 172.17.0.1/16, not "172.17.0.1"',
+        ),
+        ({"dns": ["localhost"]}, 'FILE: dns must be a list, each an IP address, not ["localhost"]'),
+        ({"data-root": "var"}, 'FILE: data-root must be an absolute path, not "var"'),
+        (
+            {"hosts": ["/run/x"]},
+            'FILE: hosts must be a list, each an address unix://PATH, tcp://HOST:PORT or fd://, not ["/run/x"]',
+        ),
+        ({"tls": 1}, "FILE: tls must be true or false, not 1"),
+        (
+            {"proxies": {"ftp": "x"}},
+            'FILE: proxies must be an object with http-proxy, https-proxy, no-proxy, not {"ftp":"x"}',
+        ),
+        ({"transom": {"auth-drivers": "peer"}}, 'FILE: transom.auth-drivers must be a list of texts, not "peer"'),
+        ({"transom": ["x"]}, 'FILE: transom must be an object, not ["x"]'),
+        ({"storage-drvier": "x"}, "FILE: unknown key 'storage-drvier' (did you mean storage-driver?)"),
+        (
+            {"transom": {"limit-driver": "x"}},
+            "FILE: unknown key 'transom.limit-driver' (did you mean transom.limits-driver?); known are: "
+            "transom.auth-drivers, transom.driver-opts, transom.limits-driver, transom.log-drivers, "
+            "transom.network-driver, transom.wrappers",
+        ),
+        ([], "FILE must be an object of keys, not []"),
+        ('{\n  "mtu": 1500,\n  debug: true\n}', "FILE, line 3, column 3: invalid JSON: object keys must be strings"),
+        ('{"mtu": 1500', "FILE, line 1, column 13: invalid JSON: it ends too early"),
+        ('{"mtu": 1,\n "log-opts": {"a": "1"},\n "mtu": 2}', "FILE, line 3: the key 'mtu' is there twice"),
+        ('{"log-opts": {"a": "1",\n "a": "1"}}', "FILE, line 2: the key 'a' is there twice"),
+    ],
+)
 def test_a_slip_in_the_file_is_told_with_file_key_and_what_is_allowed(written, content, text):
     assert refusal(written(content)) == text
 
@@ -256,10 +294,16 @@ def test_an_empty_file_and_null_say_nothing(written, content):
     assert loaded(written(content)).origin == {}
 
 
-@given(st.dictionaries(st.text(max_size=5), st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-), max_size=4))
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        ),
+        max_size=4,
+    )
+)
 def test_whatever_the_values_are_the_answer_is_a_config_or_one_line(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("config") / "daemon.json"
     path.write_text(json.dumps(dict(zip(sorted(KEYS), values.values(), strict=False))))

@@ -159,9 +159,7 @@ def test_a_missing_required_option_is_named():
 
     with pytest.raises(ConfigError) as error:
         convert(driver=Recorder, options={}, struct=Parent, where="network create --opt")
-    assert str(error.value) == (
-        "logging driver recorder needs the option 'parent' (missing from network create --opt)"
-    )
+    assert str(error.value) == ("logging driver recorder needs the option 'parent' (missing from network create --opt)")
     assert convert(driver=Recorder, options={"parent": "eth0"}, struct=Parent, where="x") == Parent(parent="eth0")
 
 

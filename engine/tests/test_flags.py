@@ -26,25 +26,27 @@ def one(key, host_port="", host_ip=""):
     return {key: [PortBinding(host_ip=host_ip, host_port=host_port)]}
 
 
-@pytest.mark.parametrize(("text", "bindings"), [
-    ("80", one("80/tcp")),
-    ("53/udp", one("53/udp")),
-    ("80/TCP", one("80/tcp")),
-    ("8080:80", one("80/tcp", "8080")),
-    ("8080:80/sctp", one("80/sctp", "8080")),
-    ("0:80", one("80/tcp")),
-    ("127.0.0.1:8080:80", one("80/tcp", "8080", "127.0.0.1")),
-    ("127.0.0.1::80", one("80/tcp", "", "127.0.0.1")),
-    ("[::1]:8080:80", one("80/tcp", "8080", "::1")),
-    ("[2001:db8::1]::80/udp", one("80/udp", "", "2001:db8::1")),
-    ("8000-8010:80", one("80/tcp", "8000-8010")),
-    ("8000-8001:80-81", {**one("80/tcp", "8000"), **one("81/tcp", "8001")}),
-    ("80-81", {**one("80/tcp"), **one("81/tcp")}),
-    ("127.0.0.1:8000-8001:80-81/udp",
-     {**one("80/udp", "8000", "127.0.0.1"), **one("81/udp", "8001", "127.0.0.1")}),
-    ("target=80,published=8080,protocol=udp", one("80/udp", "8080")),
-    ("target=80", one("80/tcp")),
-])
+@pytest.mark.parametrize(
+    ("text", "bindings"),
+    [
+        ("80", one("80/tcp")),
+        ("53/udp", one("53/udp")),
+        ("80/TCP", one("80/tcp")),
+        ("8080:80", one("80/tcp", "8080")),
+        ("8080:80/sctp", one("80/sctp", "8080")),
+        ("0:80", one("80/tcp")),
+        ("127.0.0.1:8080:80", one("80/tcp", "8080", "127.0.0.1")),
+        ("127.0.0.1::80", one("80/tcp", "", "127.0.0.1")),
+        ("[::1]:8080:80", one("80/tcp", "8080", "::1")),
+        ("[2001:db8::1]::80/udp", one("80/udp", "", "2001:db8::1")),
+        ("8000-8010:80", one("80/tcp", "8000-8010")),
+        ("8000-8001:80-81", {**one("80/tcp", "8000"), **one("81/tcp", "8001")}),
+        ("80-81", {**one("80/tcp"), **one("81/tcp")}),
+        ("127.0.0.1:8000-8001:80-81/udp", {**one("80/udp", "8000", "127.0.0.1"), **one("81/udp", "8001", "127.0.0.1")}),
+        ("target=80,published=8080,protocol=udp", one("80/udp", "8080")),
+        ("target=80", one("80/tcp")),
+    ],
+)
 def test_a_published_port_is_read_in_every_form(text, bindings):
     exposed, found = flags.ports([text])
     assert found == bindings
@@ -60,18 +62,21 @@ def test_exposed_ports_are_not_published():
     assert flags.ports(expose=["80", "8000-8001/udp"]) == ({"80/tcp": {}, "8000/udp": {}, "8001/udp": {}}, {})
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("", "no port specified"),
-    ("8080:", "no port specified"),
-    ("web", "invalid port 'web'"),
-    ("70000:80", "invalid port '70000'"),
-    ("8080:0", "invalid port '0'"),
-    ("8080:81-80", "invalid port '81-80'"),
-    ("8000-8002:80-81", "the ranges 8000-8002 and 80-81 differ in length"),
-    ("::1:8080:80", "invalid IP address '::1', an IPv6 address stands in [ ]"),
-    ("localhost:8080:80", "invalid IP address 'localhost', an IPv6 address stands in [ ]"),
-    ("1.2.3.4:5:6:7", "invalid IP address '1.2.3.4:5', an IPv6 address stands in [ ]"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "no port specified"),
+        ("8080:", "no port specified"),
+        ("web", "invalid port 'web'"),
+        ("70000:80", "invalid port '70000'"),
+        ("8080:0", "invalid port '0'"),
+        ("8080:81-80", "invalid port '81-80'"),
+        ("8000-8002:80-81", "the ranges 8000-8002 and 80-81 differ in length"),
+        ("::1:8080:80", "invalid IP address '::1', an IPv6 address stands in [ ]"),
+        ("localhost:8080:80", "invalid IP address 'localhost', an IPv6 address stands in [ ]"),
+        ("1.2.3.4:5:6:7", "invalid IP address '1.2.3.4:5', an IPv6 address stands in [ ]"),
+    ],
+)
 def test_a_bad_port_is_told_with_the_form(text, reason):
     assert refusal(flags.ports, [text]) == f"-p {text!r}: {reason}; expected {PORTS}"
 
@@ -100,17 +105,22 @@ def named(**fields):
     return MountPoint(type="volume", driver="local", **fields)
 
 
-@pytest.mark.parametrize(("text", "mount"), [
-    ("/host:/c", bind(source="/host", destination="/c")),
-    ("/host/:/c/", bind(source="/host", destination="/c")),
-    ("/host:/c:ro", bind(source="/host", destination="/c", mode="ro", rw=False)),
-    ("/host:/c:z,ro,rshared",
-     bind(source="/host", destination="/c", mode="z,ro,rshared", rw=False, propagation="rshared")),
-    ("/host:/c:Z,cached", bind(source="/host", destination="/c", mode="Z,cached")),
-    ("data:/c", named(name="data", destination="/c")),
-    ("data:/c:nocopy,ro", named(name="data", destination="/c", mode="nocopy,ro", rw=False)),
-    ("/c", named(destination="/c")),
-])
+@pytest.mark.parametrize(
+    ("text", "mount"),
+    [
+        ("/host:/c", bind(source="/host", destination="/c")),
+        ("/host/:/c/", bind(source="/host", destination="/c")),
+        ("/host:/c:ro", bind(source="/host", destination="/c", mode="ro", rw=False)),
+        (
+            "/host:/c:z,ro,rshared",
+            bind(source="/host", destination="/c", mode="z,ro,rshared", rw=False, propagation="rshared"),
+        ),
+        ("/host:/c:Z,cached", bind(source="/host", destination="/c", mode="Z,cached")),
+        ("data:/c", named(name="data", destination="/c")),
+        ("data:/c:nocopy,ro", named(name="data", destination="/c", mode="nocopy,ro", rw=False)),
+        ("/c", named(destination="/c")),
+    ],
+)
 def test_a_volume_is_read_in_every_form(text, mount):
     assert flags.volume(text) == mount
 
@@ -120,20 +130,29 @@ def test_a_source_with_a_dot_is_relative_to_the_working_directory():
     assert flags.volume(".:/c").source == os.getcwd()
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("a:b:c:d", "invalid volume specification; expected [SOURCE:]DESTINATION[:OPTIONS]"),
-    (":/c", "invalid volume specification; expected [SOURCE:]DESTINATION[:OPTIONS]"),
-    ("data:c", "mount path 'c' must be absolute; expected [SOURCE:]DESTINATION[:OPTIONS]"),
-    ("/host:/", "destination can't be '/'; expected [SOURCE:]DESTINATION[:OPTIONS]"),
-    ("/host:/..", "destination can't be '/'; expected [SOURCE:]DESTINATION[:OPTIONS]"),
-    ("x/y:/c", "'x/y' includes invalid characters for a volume name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed; "
-               "for a directory of the host write its absolute path"),
-    ("x:/c", "volume name is too short, names have at least two characters"),
-    ("/host:/c:ro,rw", "'ro' and 'rw' exclude each other"),
-    ("/host:/c:nocopy", "invalid mode 'nocopy'; expected ro, rw, z, Z, consistent, cached, delegated, shared, "
-                        "rshared, slave, rslave, private, rprivate"),
-    ("data:/c:rshared", "invalid mode 'rshared'; expected ro, rw, z, Z, consistent, cached, delegated, nocopy"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a:b:c:d", "invalid volume specification; expected [SOURCE:]DESTINATION[:OPTIONS]"),
+        (":/c", "invalid volume specification; expected [SOURCE:]DESTINATION[:OPTIONS]"),
+        ("data:c", "mount path 'c' must be absolute; expected [SOURCE:]DESTINATION[:OPTIONS]"),
+        ("/host:/", "destination can't be '/'; expected [SOURCE:]DESTINATION[:OPTIONS]"),
+        ("/host:/..", "destination can't be '/'; expected [SOURCE:]DESTINATION[:OPTIONS]"),
+        (
+            "x/y:/c",
+            "'x/y' includes invalid characters for a volume name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed; "
+            "for a directory of the host write its absolute path",
+        ),
+        ("x:/c", "volume name is too short, names have at least two characters"),
+        ("/host:/c:ro,rw", "'ro' and 'rw' exclude each other"),
+        (
+            "/host:/c:nocopy",
+            "invalid mode 'nocopy'; expected ro, rw, z, Z, consistent, cached, delegated, shared, "
+            "rshared, slave, rslave, private, rprivate",
+        ),
+        ("data:/c:rshared", "invalid mode 'rshared'; expected ro, rw, z, Z, consistent, cached, delegated, nocopy"),
+    ],
+)
 def test_a_bad_volume_is_told(text, told):
     assert refusal(flags.volume, text) == f"-v {text!r}: {told}"
 
@@ -156,15 +175,11 @@ def test_variables_come_from_files_then_flags_and_alone_from_the_environment(tmp
 
 
 def test_a_bad_variable_is_told(tmp_path):
-    assert refusal(flags.env, ["=x"], [], {}) == (
-        "-e '=x': invalid environment variable; expected NAME=VALUE or NAME"
-    )
+    assert refusal(flags.env, ["=x"], [], {}) == ("-e '=x': invalid environment variable; expected NAME=VALUE or NAME")
     file = tmp_path / "env"
     for content, told in (("a b=c", "variable 'a b' contains whitespace"), ("=c", "no variable name on line '=c'")):
         file.write_text(content)
-        assert refusal(flags.env, [], [str(file)], {}) == (
-            f"--env-file '{file}': {told}; expected NAME=VALUE or NAME"
-        )
+        assert refusal(flags.env, [], [str(file)], {}) == (f"--env-file '{file}': {told}; expected NAME=VALUE or NAME")
     file.write_bytes(b"A=\xff")
     assert refusal(flags.env, [], [str(file)], {}) == f"--env-file {file}: invalid UTF-8 at byte 2"
     assert refusal(flags.env, [], [f"{file}x"], {}) == f"--env-file {file}x: No such file or directory"
@@ -184,10 +199,17 @@ def test_pairs_name_their_flag():
     )
 
 
-@pytest.mark.parametrize(("text", "entry"), [
-    ("db:10.0.0.1", "db:10.0.0.1"), ("db=10.0.0.1", "db:10.0.0.1"), ("db:::1", "db:::1"), ("db:[::1]", "db:::1"),
-    ("db=[::1]", "db:::1"), ("host.docker.internal:host-gateway", "host.docker.internal:host-gateway"),
-])
+@pytest.mark.parametrize(
+    ("text", "entry"),
+    [
+        ("db:10.0.0.1", "db:10.0.0.1"),
+        ("db=10.0.0.1", "db:10.0.0.1"),
+        ("db:::1", "db:::1"),
+        ("db:[::1]", "db:::1"),
+        ("db=[::1]", "db:::1"),
+        ("host.docker.internal:host-gateway", "host.docker.internal:host-gateway"),
+    ],
+)
 def test_a_host_is_added_in_every_form(text, entry):
     assert flags.add_host(text) == entry
 
@@ -216,9 +238,15 @@ def test_sizes_are_binary_and_swap_can_be_unlimited():
     )
 
 
-@pytest.mark.parametrize(("text", "nano"), [
-    ("1.5", 1_500_000_000), ("2", 2 * 10**9), (".000000001", 1), ("0.50", 5 * 10**8),
-])
+@pytest.mark.parametrize(
+    ("text", "nano"),
+    [
+        ("1.5", 1_500_000_000),
+        ("2", 2 * 10**9),
+        (".000000001", 1),
+        ("0.50", 5 * 10**8),
+    ],
+)
 def test_cpus_are_billionths(text, nano):
     assert flags.cpus(text) == nano
 
@@ -230,48 +258,63 @@ def test_bad_cpus_are_told():
     )
 
 
-@pytest.mark.parametrize(("text", "limit"), [
-    ("nofile=1024", Ulimit(name="nofile", soft=1024, hard=1024)),
-    ("nofile=1024:2048", Ulimit(name="nofile", soft=1024, hard=2048)),
-    ("core=-1", Ulimit(name="core", soft=-1, hard=-1)),
-    ("CORE=0:-1", Ulimit(name="core", soft=0, hard=-1)),
-])
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("nofile=1024", Ulimit(name="nofile", soft=1024, hard=1024)),
+        ("nofile=1024:2048", Ulimit(name="nofile", soft=1024, hard=2048)),
+        ("core=-1", Ulimit(name="core", soft=-1, hard=-1)),
+        ("CORE=0:-1", Ulimit(name="core", soft=0, hard=-1)),
+    ],
+)
 def test_a_ulimit_is_read(text, limit):
     assert flags.ulimit(text) == limit
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("nofile", "invalid ulimit argument; expected NAME=SOFT[:HARD]"),
-    ("nofile=a", "invalid ulimit argument; expected NAME=SOFT[:HARD]"),
-    ("nofile=2:1", "the soft limit must not be above the hard limit; expected NAME=SOFT[:HARD]"),
-    ("nofile=-1:1", "the soft limit must not be above the hard limit; expected NAME=SOFT[:HARD]"),
-    ("nofile=-2", "a limit is -1 (unlimited) or a number from 0; expected NAME=SOFT[:HARD]"),
-    ("nofiles=1", "invalid ulimit type 'nofiles' (did you mean nofile?); expected core, cpu, data, fsize, locks, "
-                  "memlock, msgqueue, nice, nofile, nproc, rss, rtprio, rttime, sigpending, stack"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nofile", "invalid ulimit argument; expected NAME=SOFT[:HARD]"),
+        ("nofile=a", "invalid ulimit argument; expected NAME=SOFT[:HARD]"),
+        ("nofile=2:1", "the soft limit must not be above the hard limit; expected NAME=SOFT[:HARD]"),
+        ("nofile=-1:1", "the soft limit must not be above the hard limit; expected NAME=SOFT[:HARD]"),
+        ("nofile=-2", "a limit is -1 (unlimited) or a number from 0; expected NAME=SOFT[:HARD]"),
+        (
+            "nofiles=1",
+            "invalid ulimit type 'nofiles' (did you mean nofile?); expected core, cpu, data, fsize, locks, "
+            "memlock, msgqueue, nice, nofile, nproc, rss, rtprio, rttime, sigpending, stack",
+        ),
+    ],
+)
 def test_a_bad_ulimit_is_told(text, told):
     assert refusal(flags.ulimit, text) == f"--ulimit {text!r}: {told}"
 
 
-@pytest.mark.parametrize(("text", "found"), [
-    ("/dev/fuse", ("/dev/fuse", "/dev/fuse", "rwm")),
-    ("/dev/fuse:/dev/x", ("/dev/fuse", "/dev/x", "rwm")),
-    ("/dev/fuse:r", ("/dev/fuse", "/dev/fuse", "r")),
-    ("/dev/fuse:/dev/x:mr", ("/dev/fuse", "/dev/x", "mr")),
-])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("/dev/fuse", ("/dev/fuse", "/dev/fuse", "rwm")),
+        ("/dev/fuse:/dev/x", ("/dev/fuse", "/dev/x", "rwm")),
+        ("/dev/fuse:r", ("/dev/fuse", "/dev/fuse", "r")),
+        ("/dev/fuse:/dev/x:mr", ("/dev/fuse", "/dev/x", "mr")),
+    ],
+)
 def test_a_device_is_read_in_every_form(text, found):
     host, container, access = found
     assert flags.device(text) == Device(path_on_host=host, path_in_container=container, cgroup_permissions=access)
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("fuse", "'fuse' is not an absolute path"),
-    ("/dev/fuse:x", "'x' is not an absolute path"),
-    ("/dev/fuse:/dev/x:rx", "invalid permissions 'rx'"),
-    ("/dev/fuse:/dev/x:rr", "invalid permissions 'rr'"),
-    ("/dev/fuse:", "invalid device specification"),
-    ("/a:/b:/c:/d", "invalid device specification"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("fuse", "'fuse' is not an absolute path"),
+        ("/dev/fuse:x", "'x' is not an absolute path"),
+        ("/dev/fuse:/dev/x:rx", "invalid permissions 'rx'"),
+        ("/dev/fuse:/dev/x:rr", "invalid permissions 'rr'"),
+        ("/dev/fuse:", "invalid device specification"),
+        ("/a:/b:/c:/d", "invalid device specification"),
+    ],
+)
 def test_a_bad_device_is_told(text, reason):
     assert refusal(flags.device, text) == (
         f"--device {text!r}: {reason}; expected HOST_PATH[:CONTAINER_PATH][:PERMISSIONS], permissions out of rwm"
@@ -304,20 +347,30 @@ def test_device_rules_weights_and_rates():
     )
 
 
-@pytest.mark.parametrize(("text", "name", "count"), [
-    ("", "no", 0), ("no", "no", 0), ("always", "always", 0), ("unless-stopped", "unless-stopped", 0),
-    ("on-failure", "on-failure", 0), ("on-failure:5", "on-failure", 5),
-])
+@pytest.mark.parametrize(
+    ("text", "name", "count"),
+    [
+        ("", "no", 0),
+        ("no", "no", 0),
+        ("always", "always", 0),
+        ("unless-stopped", "unless-stopped", 0),
+        ("on-failure", "on-failure", 0),
+        ("on-failure:5", "on-failure", 5),
+    ],
+)
 def test_a_restart_policy_is_read(text, name, count):
     assert flags.restart(text) == RestartPolicy(name=name, maximum_retry_count=count)
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("allways", "invalid restart policy 'allways' (did you mean always?)"),
-    ("always:3", "maximum retry count cannot be used with restart policy 'always'"),
-    ("on-failure:-1", "maximum retry count must be a number from 0"),
-    ("on-failure:", "maximum retry count must be a number from 0"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("allways", "invalid restart policy 'allways' (did you mean always?)"),
+        ("always:3", "maximum retry count cannot be used with restart policy 'always'"),
+        ("on-failure:-1", "maximum retry count must be a number from 0"),
+        ("on-failure:", "maximum retry count must be a number from 0"),
+    ],
+)
 def test_a_bad_restart_policy_is_told(text, reason):
     assert refusal(flags.restart, text) == (
         f"--restart {text!r}: {reason}; expected no, always, unless-stopped or on-failure[:MAX_RETRIES]"

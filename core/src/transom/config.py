@@ -433,7 +433,7 @@ def _wanted(kind: Any, *, many: bool = False) -> str:
     }
     match type(kind).__name__:
         case "Metadata":
-            return 'a size such as 64m or 67108864' if kind.extra else _wanted(kind.type)
+            return "a size such as 64m or 67108864" if kind.extra else _wanted(kind.type)
         case "UnionType":
             return _wanted(kind.types[0])
         case "LiteralType":

@@ -16,8 +16,21 @@ from transom_engine.model import Device, MountPoint, PortBinding, RestartPolicy,
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 ULIMITS = (
-    "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-    "rttime", "sigpending", "stack",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
 )
 """setrlimit(2)'s resources without RLIMIT_; not ``as``, which would bind the runtime itself."""
 RESTARTS = ("no", "always", "unless-stopped", "on-failure")
