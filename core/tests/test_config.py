@@ -224,8 +224,8 @@ def test_our_directories_lie_below_the_roots_and_never_are_the_roots(written):
         ),
         (
             {"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]},
-            "FILE: default-address-pools must be a list of objects with a network in CIDR notation as base and a longer "
-            'prefix length as size, not [{"base":"10.0.0.0/16","size":8}]',
+            "FILE: default-address-pools must be a list of objects with a network in CIDR notation as base and a "
+            'longer prefix length as size, not [{"base":"10.0.0.0/16","size":8}]',
         ),
         (
             {"bip": "172.17.0.1"},

@@ -41,7 +41,8 @@ def refusal(text, data=INSPECT):
         # docker inspect
         ("{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", "172.17.0.2 172.18.0.3 "),
         (
-            "{{range $p, $conf := .NetworkSettings.Ports}} {{$p}} -> {{if $conf}}{{(index $conf 0).HostPort}}{{end}}{{end}}",
+            "{{range $p, $conf := .NetworkSettings.Ports}} {{$p}} -> "
+            "{{if $conf}}{{(index $conf 0).HostPort}}{{end}}{{end}}",
             " 443/tcp ->  80/tcp -> 8080",
         ),
         ('{{(index (index .NetworkSettings.Ports "80/tcp") 0).HostPort}}', "8080"),
