@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from transom.contract import Probe
-from transom.contract.storage import IdMap, Mount, State, Storage, StorageCapability, Usage
+from transom.contract.storage import Change, IdMap, Mount, State, Storage, StorageCapability, Usage
 from transom.errors import DriverError, NotSupported
+from transom.services.options import Size
 
 _OFF = ("index", "metacopy", "redirect_dir")
 """Kept off whatever the kernel's default: with them on, an upper directory is not the whole difference."""
@@ -25,10 +27,7 @@ _SIZE_REFUSED = (
 class Overlay2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a user can set; see `Overlay2.option_docs`."""
 
-    # transom.services.options.Size, without what importing it costs on every start.
-    size: Annotated[int, msgspec.Meta(ge=0, extra={"transom": "size"})] | None = msgspec.field(
-        default=None, name="overlay2.size"
-    )
+    size: Size | None = msgspec.field(default=None, name="overlay2.size")
 
 
 class Overlay2(Storage):
@@ -38,9 +37,22 @@ class Overlay2(Storage):
     api: ClassVar[int] = 1
     Options: ClassVar[type[msgspec.Struct]] = Overlay2Options
     option_docs: ClassVar[dict[str, str]] = {
-        "size": "The most bytes a container may write; refused for now: it needs project quotas.",
+        "overlay2.size": "The most bytes a container may write; refused for now: it needs project quotas.",
     }
-    capabilities = frozenset({StorageCapability.SHARED_PARENT})
+    capabilities = frozenset({StorageCapability.SHARED_PARENT, StorageCapability.DIFF})
+
+    @cached_property
+    def max_depth(self) -> int:  # type: ignore[override]  # asks the kernel when first needed
+        """How many lower directories the kernel takes.
+
+        From Linux 6.8 on each is passed alone, and a layer with its own directory may be one of 500
+        (OVL_MAX_STACK). Before, all share the one page of mount(2)'s data.
+        """
+        release = os.uname().release.split(".")
+        if (int(release[0]), int(release[1].partition("-")[0])) >= (6, 8):
+            return 499
+        each, fixed = len(os.fsencode(self._diff("x" * 20))) + 1, 256
+        return min(128, (os.sysconf("SC_PAGE_SIZE") - fixed) // each - 3)
 
     def probe(self) -> Probe:
         """Mount a real overlay on the file system that will hold `root`, in a namespace of its own, and use it."""
@@ -125,6 +137,30 @@ class Overlay2(Storage):
         from transom.services.trees import measure_tree
 
         return measure_tree(self._diff(id))
+
+    def changes(self, id: str, parents: tuple[str, ...]) -> Iterator[Change]:
+        """Read the changes off the upper directory."""
+        from transom_storage_overlay2.changes import changes
+
+        return iter(changes(self._diff(id), [self._diff(parent) for parent in parents]))
+
+    def recover(self) -> list[str]:
+        """Remove what killed probes left; layers are core's to judge."""
+        from transom_storage_overlay2.probe import sweep
+
+        return [f"storage overlay2: removed {name}, left by a killed probe" for name in sweep(os.fspath(self.root))]
+
+    def status(self) -> dict[str, str]:
+        """What ``docker info`` shows for this driver, and how deep layers may go."""
+        from transom_storage_overlay2.probe import filesystem_of
+
+        place = os.fspath(self.root)
+        return {
+            "Backing Filesystem": filesystem_of(place if os.path.isdir(place) else os.path.dirname(place)),
+            "Native Overlay Diff": "true",
+            "Mount Options": ", ".join(self._switches),
+            "Maximum Depth": str(self.max_depth),
+        }
 
     def _diff(self, id: str) -> str:
         return f"{self.root}/{id}/diff"

@@ -35,7 +35,7 @@ def probe(root: str) -> Probe:
 def sweep(place: str) -> list[str]:
     """Remove what killed probes left; say which."""
     left = []
-    for name in os.listdir(place):
+    for name in os.listdir(place) if os.path.isdir(place) else ():
         if name.startswith(PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(PREFIX)}"):
             remove_tree(os.path.join(place, name))
             left.append(name)

@@ -1,0 +1,7 @@
+"""The driver vfs in the suite that every storage driver passes."""
+
+from transom_conformance.storage import StorageSuite
+
+
+class TestVfs(StorageSuite):
+    driver = "vfs"
