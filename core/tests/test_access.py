@@ -37,7 +37,7 @@ def driver(name: str, *, known: Any = None, decision: Any = None, response: Any 
 
     class Scripted(Auth):
         capabilities = frozenset(c for c, answer in claimed.items() if answer is not None)
-        asked: list[str] = []  # noqa: RUF012
+        asked: list[str] = []
 
         def answer(self, operation: str, value: Any) -> Any:
             self.asked.append(operation)

@@ -27,9 +27,7 @@ class Peer(Auth):
     api = 1
     capabilities = frozenset({AuthCapability.AUTHENTICATE, AuthCapability.AUTHORIZE})
     Options = Options
-    option_docs = {  # noqa: RUF012  # the contract declares it for the class
-        "group": "the group whose members may do what root may; empty for root alone"
-    }
+    option_docs = {"group": "the group whose members may do what root may; empty for root alone"}
 
     def status(self) -> dict[str, str]:
         return {"Group": self.options.group or "none, root alone"}

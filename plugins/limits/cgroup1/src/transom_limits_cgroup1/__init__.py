@@ -60,7 +60,7 @@ class Cgroup1(Limits):
     name = "cgroup1"
     api = 1
     Options = Options
-    option_docs = {  # noqa: RUF012  # the contract declares it for the class
+    option_docs = {
         "parent": "the group below which containers' groups are made, a path from the root of each hierarchy"
     }
     # What a host offers is in its mounts, which a constructor must not look at.
