@@ -170,7 +170,7 @@ def _root_propagation(point: MountPoint, current: str) -> str:
 
 def _check_source(source: str, wanted: Iterable[str], words: str) -> None:
     path, best, tags = os.path.realpath(source), "", ""
-    with open("/proc/self/mountinfo") as file:
+    with open("/proc/thread-self/mountinfo") as file:
         for line in file:
             fields, _, _ = line.partition(" - ")
             place, _, optional = fields.split(" ", 4)[4].partition(" ")

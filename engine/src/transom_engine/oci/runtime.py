@@ -59,10 +59,23 @@ class Runtime(msgspec.Struct, frozen=True):
         return self._command(root, "create", id, bundle=bundle, pid=pid_file, console=console_socket, log=log)
 
     def run(
-        self, *, id: str, root: str, bundle: str, pid_file: str = "", console_socket: str = "", log: str = ""
+        self,
+        *,
+        id: str,
+        root: str,
+        bundle: str,
+        pid_file: str = "",
+        console_socket: str = "",
+        detach: bool = False,
+        log: str = "",
     ) -> list[str]:
-        """Create, start, wait and delete in one; see `create`. It exits with the container's own status."""
-        return self._command(root, "run", id, bundle=bundle, pid=pid_file, console=console_socket, log=log)
+        """Create and start in one; see `create`.
+
+        It waits, deletes and exits with the container's own status; or, with `detach`, exits once that runs.
+        """
+        return self._command(
+            root, "run", id, bundle=bundle, pid=pid_file, console=console_socket, detach=detach, log=log
+        )
 
     def start(self, *, id: str, root: str, log: str = "") -> list[str]:
         """Execute the process of a created container."""
@@ -185,12 +198,9 @@ def try_run(*, runtime: Runtime, run_dir: str) -> str | None:
 
     It happens below a child, in namespaces of its own: nothing is left, whatever becomes of either process.
     """
-    from tempfile import TemporaryDirectory
-
     from transom_engine.oci.trial import run
 
-    with TemporaryDirectory(dir=run_dir, prefix="trial-") as directory:
-        return run(runtime=runtime, directory=directory, seconds=_SECONDS)
+    return run(runtime=runtime, directory=run_dir, seconds=_SECONDS)
 
 
 def first_error(*, log: bytes) -> str:

@@ -28,7 +28,7 @@ def run(*, runtime: Runtime, directory: str, seconds: float) -> str | None:
     """Return None when the container ran, else the first line of what went wrong.
 
     Args:
-        directory: any that is this caller's own; the child mounts over it, out of everybody else's sight.
+        directory: any that is the caller's own; the child mounts over it, out of everybody else's sight.
         seconds: how long it may take.
     """
     reader, writer = os.pipe()
