@@ -2,7 +2,9 @@
 
 It runs the host's own ``true`` over a view of the host's files, with the configuration that every container gets.
 The runtime runs below a child with mount and pid namespaces of its own, whose tmpfs holds all of its files: the
-kernel takes everything away when the child ends, and the child dies with its parent (PR_SET_PDEATHSIG).
+kernel takes everything away when the child ends, and the child dies with its parent (PR_SET_PDEATHSIG). Only the
+empty control group of a runtime that manages its own can stay, when the trial is killed: it is named after the
+directory's inode, so the next trial takes it over and removes it.
 """
 
 from __future__ import annotations
