@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transom.contract.storage import Change, ChangeKind
-from transom.errors import ConfigError, Conflict, NotSupported, TransomError
+from transom.errors import ConfigError, Conflict, NotSupported
 from transom.services.archive import DELETE, OVERLAY, extract, write, write_tree
 from transom.services.differ import compare
 
@@ -266,8 +266,6 @@ def test_changes_unpacked_as_an_overlay_upper_show_the_upper_tree(scratch, base,
         subprocess.run(["umount", world / "merged"], check=True)
     if not changes:
         got[b""] = expected[b""]
-    for path in expected:  # overlay itself parts hard links it copies up: not for us to test
-        expected[path][-1] = got[path][-1] = None
     assert got == expected
 
 
@@ -383,7 +381,6 @@ ESCAPES = {
     "owner without end": ([entry("a", pax_headers={"uid": str(2**40)})], None),
     "owner below zero": ([entry("a", pax_headers={"uid": "-1"})], None),
     "device without end": ([entry("a", kind=CHAR, devmajor=2**20, devminor=2**20)], None),
-    "attribute of no namespace": ([entry("a", pax_headers={"SCHILY.xattr.nonsense": "x"})], None),
 }
 
 
@@ -443,10 +440,6 @@ def test_an_escape_is_refused_by_name(tmp_path):
         ([entry("n" * 256)], "cannot be made: File name too long"),
         ([entry("a", pax_headers={"uid": "-7"})], "is damaged: it belongs to -7:0"),
         ([entry(".", b"x")], "is the layer's root and no directory"),
-        (
-            [entry("a", pax_headers={"SCHILY.xattr.nope": "x"})],
-            "has the extended attribute 'nope', which no system knows",
-        ),
     ],
 )
 def test_a_refused_entry_says_why(tmp_path, entries, reason):
@@ -466,6 +459,13 @@ def test_a_whiteout_removes_what_was_below_and_spares_what_the_tar_wrote(tmp_pat
     (tmp_path / "gone" / "deep").write_text("old")
     unpack(tmp_path, entry("d", kind=DIR), entry("d/new", b"new"), entry(".wh.d"), entry(".wh.gone"), entry(".wh.no"))
     assert sorted(describe(tmp_path)) == [b"", b"d", b"d/new"]
+
+
+def test_a_whiteout_spares_directories_the_tar_only_passed_through(tmp_path):
+    (tmp_path / "d" / "sub").mkdir(parents=True)
+    (tmp_path / "d" / "sub" / "old").write_text("old")
+    unpack(tmp_path, entry("d/sub/.wh.none"), entry("d/sub/new", b"new"), entry(".wh.d"))
+    assert sorted(describe(tmp_path)) == [b"", b"d", b"d/sub", b"d/sub/new"]
 
 
 @pytest.mark.parametrize("mark_first", [True, False])
@@ -515,7 +515,7 @@ def test_a_cut_tar_is_damaged_wherever_it_is_cut(tmp_path):
     end = len(WHOLE.rstrip(b"\0"))
     end += -end % 512
     for size in [*range(0, end + 1, 512), *range(100, end, 777)]:
-        with pytest.raises(ConfigError, match="layer tar is damaged: it ends at byte .*; fetch it or make it again"):
+        with pytest.raises(ConfigError, match=r"layer tar is damaged: it ends at byte .*; fetch it or make it again"):
             extract(stream=io.BytesIO(WHOLE[:size]), root=str(tmp_path))
 
 
@@ -533,8 +533,8 @@ def test_flipped_bytes_end_in_a_refusal_or_a_tree(scratch, flips):
     (world / "root").mkdir()
     try:
         extract(stream=io.BytesIO(bytes(data)), root=str(world / "root"))
-    except TransomError as error:
-        assert isinstance(error, (ConfigError, NotSupported))
+    except (ConfigError, NotSupported):
+        pass
     assert os.listdir(world) == ["root"]
 
 
@@ -551,8 +551,8 @@ def test_garbage_is_damaged(scratch, data):
 @given(
     fields=st.dictionaries(
         st.sampled_from(
-            ["size", "mtime", "uid", "path", "linkpath", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major"]
-            + ["GNU.sparse.minor", "GNU.sparse.realsize", "GNU.sparse.name", "SCHILY.xattr.user.x", "hdrcharset"]
+            "size mtime uid path linkpath hdrcharset SCHILY.xattr.user.x GNU.sparse.map GNU.sparse.size"
+            " GNU.sparse.major GNU.sparse.minor GNU.sparse.realsize GNU.sparse.name".split()
         ),
         st.one_of(
             st.integers(-5, 5000).map(str), st.text(max_size=12), st.sampled_from(["1", "0", "0,5,3,9", "9" * 30])
@@ -566,8 +566,8 @@ def test_records_that_lie_end_in_a_refusal_or_a_tree(scratch, fields, kind):
     data = tar_of(entry("first", b"x" * 700, kind=kind, link="second", pax_headers=fields), entry("second", b"y" * 600))
     try:
         extract(stream=io.BytesIO(data), root=str(world / "root"), limit=1 << 20)
-    except TransomError as error:
-        assert isinstance(error, (ConfigError, NotSupported))
+    except (ConfigError, NotSupported):
+        pass
     assert os.listdir(world) == ["root"]
 
 
@@ -636,9 +636,14 @@ def test_attributes_of_an_existing_directory_become_those_of_the_entry(tmp_path)
     assert (tmp_path / "d" / "kept").exists()
 
 
-def test_missing_directories_are_made(tmp_path):
-    unpack(tmp_path, entry("a/b/c", b"x"))
+def test_missing_directories_are_made_whatever_the_umask(tmp_path):
+    before = os.umask(0o077)
+    try:
+        unpack(tmp_path, entry("a/b/c", b"x", mode=0o666))
+    finally:
+        os.umask(before)
     assert stat.S_IMODE(os.stat(tmp_path / "a" / "b").st_mode) == 0o755
+    assert stat.S_IMODE(os.stat(tmp_path / "a" / "b" / "c").st_mode) == 0o666
 
 
 def test_a_default_acl_of_the_parent_does_not_rub_off(tmp_path):

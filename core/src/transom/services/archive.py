@@ -65,11 +65,10 @@ class Tree:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.forget()
+        self._forget()
         os.close(self._root)
 
-    def forget(self) -> None:
-        """Let go of the directory used last: it is about to be removed."""
+    def _forget(self) -> None:
         if self._fd != self._root:
             os.close(self._fd)
         self._fd, self._path = self._root, b""
@@ -79,7 +78,7 @@ class Tree:
         if path == self._path:
             return self._fd
         if self._path and not path.startswith(self._path + b"/"):
-            self.forget()
+            self._forget()
         for name in path[len(self._path) :].lstrip(b"/").split(b"/") if path else ():
             fd = os.open(name, DIRECTORY, dir_fd=self._fd)
             if self._fd != self._root:
@@ -87,15 +86,15 @@ class Tree:
             self._fd, self._path = fd, join(self._path, name)
         return self._fd
 
-    def at(self, path: bytes) -> bytes:
-        """Name what is at `path` for calls that take no descriptor and do not follow links; good as long."""
+    def entry(self, path: bytes) -> tuple[bytes, int]:
+        """Say how system calls reach what is at `path`: its name in a directory, and that directory's descriptor."""
         parent, _, name = path.rpartition(b"/")
-        return b"/proc/self/fd/%d/%s" % (self.directory(parent), name or b".")
+        return name or b".", self.directory(parent)
 
-    def open(self, path: bytes) -> int:
-        """Open what is at `path`, whatever its type, for its metadata (O_PATH); the caller closes it."""
-        parent, _, name = path.rpartition(b"/")
-        return os.open(name or b".", ENTRY, dir_fd=self.directory(parent))
+    def at(self, path: bytes) -> bytes:
+        """Name what is at `path` for calls that take no directory's descriptor, provided they follow no link."""
+        name, fd = self.entry(path)
+        return b"/proc/self/fd/%d/%s" % (fd, name)
 
 
 def join(parent: bytes, name: bytes) -> bytes:
@@ -201,7 +200,7 @@ class _Stream:
     def tell(self) -> int:
         return self._passed + self._at
 
-    def _piece(self, most: int) -> bytes | memoryview:
+    def _piece(self, most: int) -> memoryview:
         if self._at == len(self._chunk):
             self._passed += self._at
             self._chunk, self._at = self._source.read(CHUNK), 0
@@ -215,15 +214,11 @@ class _Stream:
         self.headers += size
         if size < 0 or self.headers > HEADERS:
             raise _damaged(f"the headers of the entry at byte {self.tell()} are out of all proportion")
-        if self._at + size <= len(self._chunk):
-            self.last = self._chunk[self._at : self._at + size]
-            self._at += size
-        else:
-            pieces, missing = [], size
-            while missing:
-                pieces.append(self._piece(missing))
-                missing -= len(pieces[-1])
-            self.last = b"".join(pieces)
+        pieces = []
+        while size:
+            pieces.append(self._piece(size))
+            size -= len(pieces[-1])
+        self.last = b"".join(pieces)
         return self.last
 
     def seek(self, position: int) -> None:
@@ -240,10 +235,6 @@ class _Stream:
             while piece:
                 done = os.pwrite(fd, piece, offset)
                 piece, offset = piece[done:], offset + done
-
-    def drain(self) -> None:
-        while self._source.read(CHUNK):
-            pass
 
 
 class Unpacking:
@@ -263,11 +254,11 @@ class Unpacking:
     def run(self, source: IO[bytes]) -> int:
         stream, size = _Stream(source), 0
         try:
-            tar = tarfile.TarFile(fileobj=_as_file(stream), encoding="utf-8", errors="surrogateescape")
+            fileobj: Any = stream  # tarfile asks less of a file than its stub does
+            tar: Any = tarfile.TarFile(fileobj=fileobj, encoding="utf-8", errors="surrogateescape")
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise
-                stream.headers = 0
-                if member.sparse is not None:  # tarfile lets a later record have the last word, a made-up name
+                tar.members, stream.headers = [], 0
+                if member.sparse is not None:  # tarfile lets a made-up name have the last word if it comes last
                     member.name = member.pax_headers.get("GNU.sparse.name", member.name)
                 self._unpack(member, stream)
                 size += member.size if member.isreg() else 0
@@ -277,7 +268,8 @@ class Unpacking:
             raise _damaged(str(error) or type(error).__name__) from error
         if any(stream.last):  # tarfile takes a bad header for the end
             raise _damaged(f"no header at byte {stream.tell() - tarfile.BLOCKSIZE}")
-        stream.drain()
+        while source.read(CHUNK):
+            pass
         for path in sorted(self._times, reverse=True):
             try:
                 os.utime(self.tree.directory(path), ns=(self._times[path],) * 2)
@@ -287,12 +279,11 @@ class Unpacking:
 
     def create(self, path: bytes, make: Callable[[bytes, int], T]) -> T:
         """Call `make` with name and directory of `path`, and again with the way cleared if something is there."""
-        parent, _, name = path.rpartition(b"/")
         try:
-            return make(name, self.tree.directory(parent))
+            return make(*self.tree.entry(path))
         except FileExistsError:
             self.remove(path)
-            return make(name, self.tree.directory(parent))
+            return make(*self.tree.entry(path))
 
     def remove(self, path: bytes, *, keep_own: bool = False) -> None:
         """Remove `path` with all below it, or only what was there before this tar."""
@@ -306,9 +297,8 @@ class Unpacking:
                 continue
             self.written.discard(path)
             self.hidden.discard(path)
-            parent, _, name = path.rpartition(b"/")
-            fd = self.tree.directory(parent)
             try:
+                name, fd = self.tree.entry(path)
                 os.unlink(name, dir_fd=fd)
             except IsADirectoryError:
                 os.rmdir(name, dir_fd=fd)
@@ -317,9 +307,9 @@ class Unpacking:
 
     def is_directory(self, path: bytes) -> bool:
         """Say whether `path` is a directory; a symbolic link to one is not."""
-        parent, _, name = path.rpartition(b"/")
         try:
-            return stat.S_ISDIR(os.lstat(name or b".", dir_fd=self.tree.directory(parent)).st_mode)
+            name, fd = self.tree.entry(path)
+            return stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -328,28 +318,27 @@ class Unpacking:
             path = _clean(member.name, member)
             if WHITEOUT in path and self._whiteout(path, member):
                 return
-            path = self._locate(path)
-            if member.islnk():
-                self._link(path, member)
-            elif member.isdir():
-                self._directory(path, member)
+            parent, _, name = path.rpartition(b"/")
+            path = join(self._resolve(parent, create=True) or b"", name)
+            if member.isdir():
+                self._directory(path)
+                _dress(self.tree.directory(path), member)
+                self._times[path] = _mtime(member)
             elif not path:
                 raise _refused(member, "is the layer's root and no directory")
-            elif member.isreg():
-                fd = self.create(path, lambda name, fd: os.open(name, CREATE, 0o600, dir_fd=fd))
-                try:
-                    self._data(fd, member, stream)
-                    _dress(fd, member)
-                finally:
-                    os.close(fd)
+            elif member.islnk():
+                self._link(path, member)
             else:
-                self.create(path, lambda name, fd: _make_node(name, fd, member))
-                fd = self.tree.open(path)
+                fd = self.create(path, lambda name, fd: _make(name, fd, member))
                 try:
-                    _dress(f"/proc/self/fd/{fd}", member)
+                    if member.isreg():
+                        self._data(fd, member, stream)
+                    _dress(fd if member.isreg() else f"/proc/self/fd/{fd}", member)
                 finally:
                     os.close(fd)
-            self.written.add(path)
+            while path and path not in self.written:
+                self.written.add(path)
+                path = path.rpartition(b"/")[0]
         except OSError as error:
             if error.errno not in _BAD_ENTRY:
                 raise
@@ -357,49 +346,37 @@ class Unpacking:
         except (ValueError, OverflowError) as error:
             raise _refused(member, f"is damaged: {error}") from error
 
-    def _locate(self, path: bytes) -> bytes:
-        parent, _, name = path.rpartition(b"/")
-        real = self._resolve(parent, create=True)
-        return join(real or b"", name)
-
     def _resolve(self, path: bytes, *, create: bool) -> bytes | None:
         """Say which real directory `path` is, symbolic links resolved in the tree; None if it is not there."""
         if (known := self._resolved.get(path)) is not None:
             return known
-        done: list[bytes] = []
-        todo, links = path.split(b"/")[::-1], 0
+        done, todo, links = b"", path.split(b"/")[::-1], 0
         while todo:
             name = todo.pop()
-            if name in (b"", b"."):
-                continue
             if name == b"..":
-                done = done[:-1]
+                done = done.rpartition(b"/")[0]
+            if name in (b"", b".", b".."):
                 continue
+            here = join(done, name)
             try:
-                target = os.readlink(name, dir_fd=self.tree.directory(b"/".join(done)))
-            except FileNotFoundError:
-                if not create:
-                    return None
-                os.mkdir(name, 0o755, dir_fd=self.tree.directory(b"/".join(done)))
-                done.append(name)
+                target = os.readlink(name, dir_fd=self.tree.directory(done))
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno == errno.ENOENT and not create:
+                    return None
+                if error.errno == errno.ENOENT or here in self.hidden:
+                    self._directory(here)
+                elif error.errno != errno.EINVAL:  # which says that it is no link
                     raise
-                done.append(name)
-                if b"/".join(done) in self.hidden:
-                    self._make_directory(b"/".join(done))
+                done = here
             else:
                 links += 1
                 if links > SYMLINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                done = [] if target.startswith(b"/") else done
+                done = b"" if target.startswith(b"/") else done
                 todo += target.split(b"/")[::-1]
-        real = b"/".join(done)
-        self.tree.directory(real)
-        if create:
-            self.written.update(b"/".join(done[:depth]) for depth in range(1, len(done) + 1))
-        self._resolved[path] = real
-        return real
+        self.tree.directory(done)
+        self._resolved[path] = done
+        return done
 
     def _whiteout(self, path: bytes, member: tarfile.TarInfo) -> bool:
         """Carry out a whiteout; say whether the entry is done with."""
@@ -422,39 +399,25 @@ class Unpacking:
             self._whiteouts.hide(unpacking=self, path=join(real, hidden))
         return True
 
-    def _make_directory(self, path: bytes) -> None:
-        parent, _, name = path.rpartition(b"/")
-        try:
-            os.mkdir(name, 0o755, dir_fd=self.tree.directory(parent))
-        except FileExistsError:
-            if self.is_directory(path):
-                return
-            opaque = path in self.hidden
-            self.remove(path)
-            os.mkdir(name, 0o755, dir_fd=self.tree.directory(parent))
-            if opaque:
-                self._whiteouts.opaque(unpacking=self, path=path)
-
-    def _directory(self, path: bytes, member: tarfile.TarInfo) -> None:
-        if path:
-            self._make_directory(path)
-        _dress(self.tree.directory(path), member)
-        self._times[path] = _mtime(member)
+    def _directory(self, path: bytes) -> None:
+        if not path or self.is_directory(path):
+            return
+        opaque = path in self.hidden
+        self.create(path, lambda name, fd: os.mkdir(name, dir_fd=fd))
+        os.chmod(self.tree.directory(path), 0o755)
+        if opaque:
+            self._whiteouts.opaque(unpacking=self, path=path)
 
     def _link(self, path: bytes, member: tarfile.TarInfo) -> None:
         parent, _, name = _clean(member.linkname, member).rpartition(b"/")
         real = self._resolve(parent, create=False)
-        try:
-            if real is None or not path:
-                raise FileNotFoundError
-            source = os.dup(self.tree.directory(real))
-        except FileNotFoundError:
-            raise _refused(member, f"links to {member.linkname!r}, which is not there") from None
+        if real is None:
+            raise _refused(member, f"links to {member.linkname!r}, which is not there")
+        source = os.dup(self.tree.directory(real))
         try:
             if join(real, name) != path:
                 self.create(
-                    path,
-                    lambda new, fd: os.link(name, new, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False),
+                    path, lambda new, fd: os.link(name, new, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
                 )
             os.lstat(name, dir_fd=source)
         except (FileNotFoundError, PermissionError) as error:
@@ -477,11 +440,6 @@ class Unpacking:
             stream.copy(fd, offset, size)
         if pieces is not None:
             os.ftruncate(fd, member.size)
-
-
-def _as_file(stream: _Stream) -> Any:
-    """Hide from the type checker that tarfile asks less of a file than its stub does."""
-    return stream
 
 
 def _refused(member: tarfile.TarInfo, reason: str) -> ConfigError:
@@ -508,18 +466,22 @@ def _mtime(member: tarfile.TarInfo) -> int:
     return int(seconds or "0") * 10**9 + sign * int(fraction[:9].ljust(9, "0"))
 
 
-def _make_node(name: bytes, fd: int, member: tarfile.TarInfo) -> None:
+def _make(name: bytes, at: int, member: tarfile.TarInfo) -> int:
+    """Make a new file of any type but directory; return a descriptor that reaches it."""
+    if member.isreg():
+        return os.open(name, CREATE, 0o600, dir_fd=at)
     if member.issym():
-        os.symlink(member.linkname.encode("utf-8", "surrogateescape"), name, dir_fd=fd)
+        os.symlink(member.linkname.encode("utf-8", "surrogateescape"), name, dir_fd=at)
     elif member.isfifo():
-        os.mkfifo(name, 0o600, dir_fd=fd)
+        os.mkfifo(name, 0o600, dir_fd=at)
     elif member.ischr() or member.isblk():
         if member.ischr() and member.devmajor == member.devminor == 0:
             raise _refused(member, "is the character device 0:0, which overlay takes for a deletion")
         kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
-        os.mknod(name, kind | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=fd)
+        os.mknod(name, kind | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=at)
     else:
         raise _refused(member, f"has the unknown type {member.type!r}")
+    return os.open(name, ENTRY, dir_fd=at)
 
 
 def _dress(target: int | str, member: tarfile.TarInfo) -> None:
@@ -533,40 +495,24 @@ def _dress(target: int | str, member: tarfile.TarInfo) -> None:
     if not member.issym():
         os.chmod(target, member.mode & 0o7777)
     wanted = {
-        _unescape(key.removeprefix(XATTR)): value.encode("utf-8", "surrogateescape")
+        key.removeprefix(XATTR).replace("%3D", "=").replace("%25", "%"): value.encode("utf-8", "surrogateescape")
         for key, value in member.pax_headers.items()
         if key.startswith(XATTR)
     }
     for name in read_xattrs(target):
         if name not in wanted and not name.startswith("security."):
             os.removexattr(target, name)
-    for name, data in wanted.items():
-        if carried(name):
-            _set_xattr(target, name, data, member)
+    for name in filter(carried, wanted):
+        try:
+            os.setxattr(target, name, wanted[name])
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                raise
+            raise NotSupported(
+                f"layer tar: entry {member.name!r} has the extended attribute {name!r}, which cannot be kept here:"
+                f" {error.strerror}; put the data root on a file system that keeps them (ext4, xfs, btrfs)"
+            ) from error
     os.utime(target, ns=(_mtime(member),) * 2)
-
-
-def _set_xattr(target: int | str, name: str, data: bytes, member: tarfile.TarInfo) -> None:
-    try:
-        os.setxattr(target, name, data)
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.EPERM):
-            raise
-        if not name.startswith(("user.", "trusted.", "security.", "system.")):
-            raise _refused(member, f"has the extended attribute {name!r}, which no system knows") from error
-        raise NotSupported(
-            f"layer tar: entry {member.name!r} has the extended attribute {name!r}, which cannot be kept here:"
-            f" {error.strerror}; put the data root on a file system that keeps them (ext4, xfs, btrfs)"
-        ) from error
-
-
-def _escape(xattr: str) -> str:
-    """Free an attribute's name of ``=``, which ends a PAX keyword; GNU tar's convention."""
-    return xattr.replace("%", "%25").replace("=", "%3D")
-
-
-def _unescape(xattr: str) -> str:
-    return xattr.replace("%3D", "=").replace("%25", "%")
 
 
 def write(*, changes: Iterable[Change], root: str, out: IO[bytes]) -> int:
@@ -601,7 +547,7 @@ def write_tree(*, root: str, out: IO[bytes]) -> int:
 class _Packing:
     def __init__(self, *, tree: Tree, out: IO[bytes]) -> None:
         self._tree, self._out, self._size = tree, out, 0
-        self._parents: set[bytes] = set()
+        self._written: set[bytes] = set()
         self._links: dict[tuple[int, int], str] = {}
 
     def add(self, change: Change) -> None:
@@ -612,13 +558,14 @@ class _Packing:
                 " there; rename it"
             )
         parent, _, name = path.rpartition(b"/")
-        if path:
-            self._open_parents(parent)
+        if parent not in self._written:
+            above = parent.split(b"/") if parent else []
+            for depth in range(len(above) + 1):
+                self._entry(b"/".join(above[:depth]))
         if change.kind is ChangeKind.DELETED:
             self._mark(join(parent, WHITEOUT + name))
             return
-        if path not in self._parents:
-            self._entry(path)
+        self._entry(path)
         if change.opaque:
             self._mark(join(path, OPAQUE))
 
@@ -626,22 +573,9 @@ class _Packing:
         self._put(bytes(2 * tarfile.BLOCKSIZE))
         return self._size
 
-    def _open_parents(self, path: bytes) -> None:
-        missing = []
-        while path not in self._parents:
-            missing.append(path)
-            if not path:
-                break
-            path = path.rpartition(b"/")[0]
-        for path in reversed(missing):
-            self._entry(path)
-
     def _put(self, data: bytes) -> None:
         self._out.write(data)
         self._size += len(data)
-
-    def _pad(self) -> None:
-        self._put(bytes(-self._size % tarfile.BLOCKSIZE))
 
     def _header(self, info: tarfile.TarInfo) -> None:
         try:
@@ -655,8 +589,11 @@ class _Packing:
         self._header(tarfile.TarInfo(_text(path)))
 
     def _entry(self, path: bytes) -> None:
+        if path in self._written:
+            return
         try:
-            fd = self._tree.open(path)
+            name, at = self._tree.entry(path)
+            fd = os.open(name, ENTRY, dir_fd=at)
         except (FileNotFoundError, NotADirectoryError):
             raise Conflict(
                 f"layer tar: {os.fsdecode(path)!r} vanished while the layer was read; pause the container and try again"
@@ -675,7 +612,7 @@ class _Packing:
         info.type, info.mode = _TYPES[kind], stat.S_IMODE(found.st_mode)
         info.uid, info.gid = found.st_uid, found.st_gid
         info.pax_headers = {
-            XATTR + _escape(name): value.decode("utf-8", "surrogateescape")
+            XATTR + name.replace("%", "%25").replace("=", "%3D"): value.decode("utf-8", "surrogateescape")
             for name, value in read_xattrs(target).items()
         }
         info.mtime, fraction = divmod(found.st_mtime_ns, 10**9)
@@ -683,7 +620,7 @@ class _Packing:
             whole, fraction = divmod(abs(found.st_mtime_ns), 10**9)
             info.pax_headers["mtime"] = f"{'-' if found.st_mtime_ns < 0 else ''}{whole}.{fraction:09d}"
         if kind == stat.S_IFDIR:
-            self._parents.add(path)
+            self._written.add(path)
         elif found.st_nlink > 1:
             first = self._links.setdefault((found.st_dev, found.st_ino), info.name)
             if first != info.name:
@@ -704,7 +641,8 @@ class _Packing:
             if found.st_blocks * 512 < found.st_size:
                 pieces = _data_pieces(fd, found.st_size)
             stored = sum(size for _, size in pieces)
-            if stored < found.st_size and stored < 8**11:  # tarfile loses the place where a larger one ends
+            # tarfile loses its place behind a larger one, and we refuse a longer map
+            if stored < min(found.st_size, 8**11) and len(pieces) < HEADERS // 64:
                 holes = b"%d\n" % len(pieces) + b"".join(b"%d\n%d\n" % piece for piece in pieces)
                 holes += bytes(-len(holes) % tarfile.BLOCKSIZE)
                 info.pax_headers = {
@@ -722,7 +660,7 @@ class _Packing:
             self._put(holes)
             for offset, size in pieces:
                 self._copy(fd, offset, size)
-            self._pad()
+            self._put(bytes(-self._size % tarfile.BLOCKSIZE))
         finally:
             os.close(fd)
 

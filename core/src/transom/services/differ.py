@@ -67,7 +67,8 @@ class _Comparison:
         self._new_links: dict[bytes, Inode] = {}
 
     def additions(self) -> list[Change]:
-        self._add_below(b"")
+        for name, found in _entries(self._new, b"").items():
+            self._add(name, found)
         return list(self._changes.values())
 
     def differences(self) -> list[Change]:
@@ -85,9 +86,12 @@ class _Comparison:
                 elif stat.S_ISDIR(old.st_mode) and stat.S_ISDIR(new.st_mode):
                     todo.append((child, old, new))
                 else:
-                    self._record_links(child, old, new)
+                    if old.st_nlink > 1 or new.st_nlink > 1:
+                        self._old_links[child] = (old.st_dev, old.st_ino)
+                        self._new_links[child] = (new.st_dev, new.st_ino)
                     if not self._same(child, old, new):
-                        self._replace(child, new)
+                        self._add(child, new)
+                        self._note(child, ChangeKind.MODIFIED, opaque=stat.S_ISDIR(new.st_mode))
                         touched = True
             if not self._same_directory(path, was, now, mtime=bool(path) and not touched):
                 self._note(path, ChangeKind.MODIFIED)
@@ -98,34 +102,14 @@ class _Comparison:
         self._changes[path] = Change(path=path, kind=kind, opaque=opaque)
 
     def _add(self, path: bytes, found: os.stat_result) -> None:
-        self._note(path, ChangeKind.ADDED)
-        if stat.S_ISDIR(found.st_mode):
-            self._add_below(path)
-        elif found.st_nlink > 1:
-            self._new_links[path] = (found.st_dev, found.st_ino)
-
-    def _add_below(self, path: bytes) -> None:
-        todo = [path]
+        todo = [(path, found)]
         while todo:
-            path = todo.pop()
-            for name, found in _entries(self._new, path).items():
-                child = join(path, name)
-                self._note(child, ChangeKind.ADDED)
-                if stat.S_ISDIR(found.st_mode):
-                    todo.append(child)
-                elif found.st_nlink > 1:
-                    self._new_links[child] = (found.st_dev, found.st_ino)
-
-    def _replace(self, path: bytes, found: os.stat_result) -> None:
-        directory = stat.S_ISDIR(found.st_mode)
-        self._note(path, ChangeKind.MODIFIED, opaque=directory)
-        if directory:
-            self._add_below(path)
-
-    def _record_links(self, path: bytes, was: os.stat_result, now: os.stat_result) -> None:
-        if was.st_nlink > 1 or now.st_nlink > 1:
-            self._old_links[path] = (was.st_dev, was.st_ino)
-            self._new_links[path] = (now.st_dev, now.st_ino)
+            path, found = todo.pop()
+            self._note(path, ChangeKind.ADDED)
+            if stat.S_ISDIR(found.st_mode):
+                todo += [(join(path, name), inner) for name, inner in _entries(self._new, path).items()]
+            elif found.st_nlink > 1:
+                self._new_links[path] = (found.st_dev, found.st_ino)
 
     def _relink(self) -> None:
         """Note the names that are one file with others than before, where nothing else tells."""
