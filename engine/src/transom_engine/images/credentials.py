@@ -26,11 +26,11 @@ class Credentials(msgspec.Struct, frozen=True):
     identity_token: str = ""
 
 
-class _Auth(msgspec.Struct, rename="lower"):
+class _Auth(msgspec.Struct):
     auth: str = ""
     username: str = ""
     password: str = ""
-    identity_token: str = ""
+    identity_token: str = msgspec.field(default="", name="identitytoken")
 
     def credentials(self) -> Credentials:
         from base64 import b64decode

@@ -355,6 +355,7 @@ class _Http:
         self._idle: dict[str, list[HTTPConnection]] = {}
         self._reached: set[str] = set()
         self._insecure: dict[str, bool] = {}
+        self._contexts: dict[str, ssl.SSLContext] = {}
         self._closed = False
 
     @contextmanager
@@ -435,45 +436,45 @@ class _Http:
         self, parts: SplitResult, origin: str, *, headers: Mapping[str, str], body: str | None, timeout: float | None
     ) -> tuple[HTTPConnection, HTTPResponse]:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        sent = {"User-Agent": "transom", **headers}
+        proxy = _proxy(parts)
+        if proxy and parts.scheme == "http":
+            target = f"http://{parts.netloc}{target}"
+            sent |= _proxy_login(proxy)
         while True:
-            idle = self._idle.setdefault(origin, [])
-            kept = bool(idle)
-            connection = idle.pop() if kept else None
             try:
-                if connection is None:
-                    connection, target = self._connection(parts, target, timeout=timeout)
-                method = "POST" if body else "GET"
-                connection.request(method, target, body=body, headers={"User-Agent": "transom", **headers})
+                connection = self._idle[origin].pop()
+                kept = True
+            except (KeyError, IndexError):
+                connection = self._connection(parts, proxy, timeout=timeout)
+                kept = False
+            try:
+                connection.request("POST" if body else "GET", target, body=body, headers=sent)
                 response = connection.getresponse()
             except (OSError, HTTPException) as error:
-                if connection:
-                    connection.close()
+                connection.close()
                 # The other end may close an idle connection at any time; that is no failure.
-                if kept and isinstance(error, (RemoteDisconnected, ConnectionError)):
+                if kept and isinstance(error, ConnectionError):
                     continue
                 raise self._unreachable(parts, origin, error) from None
             self._reached.add(origin)
             return connection, response
 
-    def _connection(self, parts: SplitResult, target: str, *, timeout: float | None) -> tuple[HTTPConnection, str]:
-        host, port = parts.hostname or "", parts.port
+    def _connection(self, parts: SplitResult, proxy: SplitResult | None, *, timeout: float | None) -> HTTPConnection:
+        """Make a connection, which is opened with its first request."""
         seconds = min(timeout or self._settings.timeout, self._settings.timeout)
-        proxy = _proxy(parts)
-        via = urlsplit(proxy) if proxy else None
-        authorization = {}
-        if via and via.username:
-            login = Credentials(username=unquote(via.username), password=unquote(via.password or ""))
-            authorization = {"Proxy-Authorization": _basic(login)}
-        if parts.scheme == "https":
-            context = self._context(parts.netloc)
-            if via is None:
-                return HTTPSConnection(host, port, timeout=seconds, context=context), target
-            tunnel = HTTPSConnection(via.hostname or "", via.port or 80, timeout=seconds, context=context)
-            tunnel.set_tunnel(host, port or 443, headers=authorization)
-            return tunnel, target
-        if via is None:
-            return HTTPConnection(host, port, timeout=seconds), target
-        return HTTPConnection(via.hostname or "", via.port or 80, timeout=seconds), f"http://{parts.netloc}{target}"
+        host, port = parts.hostname or "", parts.port
+        if parts.scheme == "http":
+            at = proxy or parts
+            return HTTPConnection(at.hostname or "", at.port, timeout=seconds)
+        if parts.netloc not in self._contexts:
+            self._contexts[parts.netloc] = self._context(parts.netloc)
+        context = self._contexts[parts.netloc]
+        if proxy is None:
+            return HTTPSConnection(host, port, timeout=seconds, context=context)
+        tunnel = HTTPSConnection(proxy.hostname or "", proxy.port or 80, timeout=seconds, context=context)
+        tunnel.set_tunnel(host, port or 443, headers=_proxy_login(proxy))
+        return tunnel
 
     def _context(self, netloc: str) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -519,16 +520,24 @@ class _Http:
         return _Passing(f"no answer from {where}: {_words(error)}")
 
 
-def _proxy(parts: SplitResult) -> str | None:
-    """Find the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    """Find the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, NO_PROXY); none for this host."""
     if not any(name.lower().endswith("_proxy") for name in os.environ):
         return None
     from urllib.request import getproxies_environment, proxy_bypass
 
     found = getproxies_environment()
-    if _is_here(parts.hostname or "") or proxy_bypass(parts.netloc):
+    proxy = found.get(parts.scheme) or found.get("all")
+    if not proxy or _is_here(parts.hostname or "") or proxy_bypass(parts.netloc):
         return None
-    return found.get(parts.scheme) or found.get("all")
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _proxy_login(proxy: SplitResult) -> dict[str, str]:
+    if not proxy.username:
+        return {}
+    login = Credentials(username=unquote(proxy.username), password=unquote(proxy.password or ""))
+    return {"Proxy-Authorization": _basic(login)}
 
 
 def _is_here(host: str) -> bool:

@@ -187,8 +187,8 @@ def decode_manifest(body: bytes, *, media_type: str, subject: str) -> Manifest |
 class _Facts(msgspec.Struct, rename="camel"):
     schema_version: int = 0
     media_type: str = ""
-    manifests: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
+    manifests: Any = None
+    layers: Any = None
 
 
 def decode_config(body: bytes, *, subject: str) -> ImageConfig:
