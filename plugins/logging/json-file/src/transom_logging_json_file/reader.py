@@ -17,6 +17,8 @@ from transom_logging_json_file.writer import names, whole
 BLOCK = 1 << 20
 NEAR = 1 << 16
 """Bisection stops at so many bytes; the rest is read in order."""
+FAR = 1000
+"""How many older records may stand between two fragments of a line, where the other stream's long lines cut in."""
 SHORTEST, LONGEST_WAIT = 0.001, 0.02
 """Seconds between two looks at a file that nobody wrote to; they double from the first to the second."""
 
@@ -184,7 +186,7 @@ class FileReader(Reader):
         size, fd = BLOCK, file.plain()
         end = self._end if self._end is not None and len(self._files) == 1 else file.size()
         if end < self._at and self._end is None:  # someone truncated the file: what is in it now is new
-            self._at = 0
+            self._at, self._starts = 0, {}
         while True:
             data = os.pread(fd, min(size, end - self._at), self._at) if end > self._at else b""
             cut = data.rfind(b"\n") + 1
@@ -237,13 +239,14 @@ class FileReader(Reader):
     def _tail(self, count: int) -> None:
         """Set for each stream where the last `count` lines begin.
 
-        A line counts where it ends. Its fragments share one time, so a record that is older ends the search for more.
+        A line counts where it ends. Its fragments share one time, so after many older records there are no more of
+        them: a stream that wrote one line only does not make us read the whole log.
         """
         last = len(self._files) - 1
         end = (self._index + last, self._files[-1].whole() if self._end is None else self._end)
         starts, gathering = dict.fromkeys(Stream, end), dict[Stream, int]()
         seen = set[Stream]()
-        left = count
+        left, older = count, 0
         for position, record in self._backwards(end) if count else ():
             stream = record.stream
             if stream in self._query.streams:
@@ -255,8 +258,10 @@ class FileReader(Reader):
                 elif stream in gathering:
                     starts[stream] = position
                 seen.add(stream)
-            if not left and not any(begun <= record.time for begun in gathering.values()):
-                break
+            if not left:
+                older = older + 1 if gathering and record.time < min(gathering.values()) else 0
+                if not gathering or older > FAR:
+                    break
         self._starts = starts
         begin = min(starts.values())
         self._drop(begin[0] - self._index)

@@ -51,7 +51,6 @@ _decode_raw = msgspec.json.Decoder(_Raw).decode
 _decode_text = msgspec.json.Decoder(str).decode
 
 
-@lru_cache(maxsize=64)
 def nanoseconds(text: str) -> int:
     """Return the time of a record, RFC 3339 with up to nine digits, in nanoseconds since the epoch.
 
@@ -61,8 +60,14 @@ def nanoseconds(text: str) -> int:
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a time in RFC 3339")
-    whole = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")) - _EPOCH
-    return (whole.days * 86400 + whole.seconds) * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
+    second, fraction, zone = match.groups("")
+    return _second(second, zone) + int(fraction.ljust(9, "0"))
+
+
+@lru_cache(maxsize=64)
+def _second(text: str, zone: str) -> int:
+    whole = datetime.fromisoformat(text + zone.replace("Z", "+00:00")) - _EPOCH
+    return (whole.days * 86400 + whole.seconds) * 1_000_000_000
 
 
 def decode(line: bytes, offset: int) -> Record | None:

@@ -6,6 +6,7 @@ import codecs
 import os
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from transom.contract.logging import Chunk, LogStats, Stream, Writer
@@ -56,11 +57,17 @@ def stamp(nanoseconds: int) -> bytes:
         ValueError: the year is not between 0 and 9999 (RFC 3339, section 1).
     """
     seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    if not fraction:
+        return _second(seconds) + b"Z"
+    return _second(seconds) + (b".%09d" % fraction).rstrip(b"0") + b"Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> bytes:
     utc = time.gmtime(seconds)
     if not 0 <= utc.tm_year <= 9999:
         raise ValueError(f"year {utc.tm_year} of a log time is not between 0 and 9999")
-    text = "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*utc[:6])
-    return (f"{text}.{fraction:09}".rstrip("0") + "Z" if fraction else text + "Z").encode()
+    return "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*utc[:6]).encode()
 
 
 def count_lines(chunk: Chunk) -> int:
@@ -99,7 +106,7 @@ class FileWriter(Writer):
     def write(self, batch: Sequence[Chunk]) -> None:
         if self._fd < 0:
             raise DriverError("write", driver=DRIVER, subject=self.path, cause="the log is closed")
-        data = b"".join([self._records(chunk) for chunk in batch])
+        data = b"".join([piece for chunk in batch for piece in self._records(chunk)])
         lines = sum([count_lines(chunk) for chunk in batch])
         at = 0
         while at < len(data):
@@ -137,12 +144,13 @@ class FileWriter(Writer):
             os.close(self._fd)
             self._fd = -1
 
-    def _records(self, chunk: Chunk) -> bytes:
+    def _records(self, chunk: Chunk) -> Sequence[bytes]:
         if not chunk.data:
-            return b""
-        end = self._middles[chunk.stream] + stamp(chunk.time) + b'"}\n'
-        body = PREFIX + escape(chunk.data).replace(b"\n", b"\\n" + end + PREFIX)
-        return body[: -len(PREFIX)] if chunk.data.endswith(b"\n") else body + end
+            return ()
+        last = self._middles[chunk.stream] + stamp(chunk.time) + b'"}\n'
+        end = b"\\n" + last
+        body = escape(chunk.data.removesuffix(b"\n")).replace(b"\n", end + PREFIX)
+        return PREFIX, body, end if chunk.data.endswith(b"\n") else last
 
     def _cut(self, data: bytes, at: int) -> int:
         """Rotate when it is time, and return up to where `data` goes to the file that is current then."""
