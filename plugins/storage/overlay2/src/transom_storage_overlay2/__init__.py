@@ -98,7 +98,8 @@ class Overlay2(Storage):
             pass
         except OSError as error:
             raise self._failed("mounts", id, error) from error
-        options = (*self._lower_options(lowers), f"upperdir={self._diff(id)}", f"workdir={work}", *self._switches)
+        upper = (f"upperdir={_escape(self._diff(id))}", f"workdir={_escape(work)}")
+        options = (*self._lower_options(lowers), *upper, *self._switches)
         return (Mount(type="overlay", source="overlay", options=options),)
 
     def commit(self, id: str, parents: tuple[str, ...]) -> None:
@@ -152,11 +153,10 @@ class Overlay2(Storage):
 
     def status(self) -> dict[str, str]:
         """What ``docker info`` shows for this driver, and how deep layers may go."""
-        from transom_storage_overlay2.probe import filesystem_of
+        from transom_storage_overlay2.probe import existing, filesystem_of
 
-        place = os.fspath(self.root)
         return {
-            "Backing Filesystem": filesystem_of(place if os.path.isdir(place) else os.path.dirname(place)),
+            "Backing Filesystem": filesystem_of(existing(os.fspath(self.root))),
             "Native Overlay Diff": "true",
             "Mount Options": ", ".join(self._switches),
             "Maximum Depth": str(self.max_depth),
@@ -180,3 +180,8 @@ class Overlay2(Storage):
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         hint = f"free space on the file system of {self.root}" if full else ""
         return DriverError(operation, driver="storage overlay2", subject=id, cause=error, hint=hint)
+
+
+def _escape(path: str) -> str:
+    """Write a path as overlay reads upperdir and workdir; it takes ``lowerdir+`` as it is (fs/overlayfs/params.c)."""
+    return path.replace("\\", "\\\\").replace(",", "\\,")

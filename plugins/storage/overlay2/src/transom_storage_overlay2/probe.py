@@ -17,9 +17,7 @@ _NO_ATTRIBUTES = "does not keep extended attributes (trusted.*), which overlay n
 
 def probe(root: str) -> Probe:
     """Try on the file system that holds, or will hold, `root`."""
-    place = root
-    while not os.path.isdir(place):
-        place = os.path.dirname(place)
+    place = existing(root)
     scratch = os.path.join(place, f"{PREFIX}{get_native_id()}")
     try:
         sweep(place)
@@ -34,8 +32,10 @@ def probe(root: str) -> Probe:
 
 def sweep(place: str) -> list[str]:
     """Remove what killed probes left; say which."""
-    left = []
-    for name in os.listdir(place) if os.path.isdir(place) else ():
+    left: list[str] = []
+    if not os.path.isdir(place):
+        return left
+    for name in os.listdir(place):
         if name.startswith(PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(PREFIX)}"):
             remove_tree(os.path.join(place, name))
             left.append(name)
@@ -74,6 +74,13 @@ def _explain(error: OSError, place: str) -> str:
     if error.errno in {errno.EIO, errno.EOPNOTSUPP}:
         return f"{filesystem_of(place)} at {place} {_NO_ATTRIBUTES}"
     return f"a trial mount at {place} failed: {error.strerror}"
+
+
+def existing(path: str) -> str:
+    """Return the nearest directory above `path`, or itself, that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def filesystem_of(path: str) -> str:

@@ -6,7 +6,7 @@ import os
 from typing import ClassVar
 
 from transom.contract import Probe
-from transom.contract.storage import IdMap, Mount, State, Storage, Usage
+from transom.contract.storage import IdMap, Mount, State, Storage, StorageCapability, Usage
 from transom.errors import DriverError
 
 _ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
@@ -17,6 +17,7 @@ class Vfs(Storage):
 
     name: ClassVar[str] = "vfs"
     api: ClassVar[int] = 1
+    capabilities = frozenset({StorageCapability.RENAME_DIRECTORY, StorageCapability.STABLE_INODES})
     max_depth = 1_000_000
     """Only the nearest parent is ever looked at."""
 
