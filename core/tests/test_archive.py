@@ -519,6 +519,23 @@ def test_a_cut_tar_is_damaged_wherever_it_is_cut(tmp_path):
             extract(stream=io.BytesIO(WHOLE[:size]), root=str(tmp_path))
 
 
+def test_a_bad_header_is_told_from_the_end(tmp_path):
+    data = bytearray(tar_of(entry("a", b"x"), entry("b", b"x")))
+    data[1024 + 5] ^= 1
+    with pytest.raises(ConfigError) as caught:
+        extract(stream=io.BytesIO(bytes(data)), root=str(tmp_path))
+    assert str(caught.value) == "layer tar is damaged: no header at byte 1024; fetch it or make it again"
+
+
+def test_a_map_of_holes_that_takes_the_next_header_for_data_is_damage(tmp_path):
+    lies = {"GNU.sparse.map": "0,2000", "GNU.sparse.size": "2000"}
+    data = tar_of(entry("a", b"x" * 700, pax_headers=lies), entry("b", b"x" * 5000))
+    with pytest.raises(ConfigError, match="contradicts itself about its size; fetch it or make it again"):
+        extract(stream=io.BytesIO(data), root=str(tmp_path))
+    with pytest.raises(ConfigError, match="entry 'a' is damaged: its map of holes does not fit its size"):
+        unpack(tmp_path, entry("a", b"x" * 700, pax_headers=lies | {"GNU.sparse.size": "1999"}))
+
+
 def test_an_empty_layer_is_a_layer(tmp_path):
     assert extract(stream=io.BytesIO(bytes(1024)), root=str(tmp_path)) == 0
     assert pack(tmp_path) == bytes(1024)

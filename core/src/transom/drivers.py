@@ -148,9 +148,7 @@ class Drivers:
         """Open a storage driver; see `open`."""
         return cast("Storage", self.open("storage", name, options, where=where))
 
-    def network(
-        self, name: str, options: Mapping[str, str] | None = None, *, where: str = "config"
-    ) -> NetworkDriver:
+    def network(self, name: str, options: Mapping[str, str] | None = None, *, where: str = "config") -> NetworkDriver:
         """Open a network driver; see `open`."""
         return cast("NetworkDriver", self.open("network", name, options, where=where))
 
@@ -166,9 +164,7 @@ class Drivers:
         """Open an auth driver; see `open`."""
         return cast("Auth", self.open("auth", name, options, where=where))
 
-    def open(
-        self, kind: str, name: str, options: Mapping[str, str] | None = None, *, where: str = "config"
-    ) -> Driver:
+    def open(self, kind: str, name: str, options: Mapping[str, str] | None = None, *, where: str = "config") -> Driver:
         """Make an instance of the named driver.
 
         Args:
@@ -337,9 +333,7 @@ def _faults(cls: object, contract: type[Driver], name: str) -> Generator[str, No
     missing = [o for o in sorted(operations) if getattr(getattr(cls, o), "__isabstractmethod__", False)]
     strangers = [m for m in vars(cls) if not m.startswith("_") and m not in operations and not hasattr(contract, m)]
     for operation in missing:
-        yield f"it does not implement {operation}{_signature(operations[operation])}" + _misspelt(
-            operation, strangers
-        )
+        yield f"it does not implement {operation}{_signature(operations[operation])}" + _misspelt(operation, strangers)
     for operation, spec in operations.items():
         if operation not in missing:
             yield from _signature_faults(cls, operation, spec)
@@ -350,9 +344,7 @@ def _faults(cls: object, contract: type[Driver], name: str) -> Generator[str, No
 def _option_faults(cls: type[Driver]) -> Generator[str, None, None]:
     structures = {key: getattr(cls, key) for key in dir(cls) if key.endswith("Options")}
     for key, struct in structures.items():
-        if not (
-            isinstance(struct, type) and issubclass(struct, msgspec.Struct) and struct.__struct_config__.frozen
-        ):
+        if not (isinstance(struct, type) and issubclass(struct, msgspec.Struct) and struct.__struct_config__.frozen):
             yield f"{key} must be a frozen msgspec.Struct"
             continue
         for field in msgspec.structs.fields(struct):
@@ -419,9 +411,9 @@ def _manager(contract: type[Driver], driver: object) -> Any:
     """Make a plugin manager whose hooks are the contract's operations and whose one plain plugin is `driver`."""
     import pluggy
 
-    plain: dict[str, Any] = dict.fromkeys(
-        ("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False
-    ) | {"specname": None}
+    plain: dict[str, Any] = dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False) | {
+        "specname": None
+    }
     names = operations_of(contract)
 
     class Manager(pluggy.PluginManager):

@@ -51,9 +51,7 @@ class DriverError(TransomError):
         hint: what the operator can do about it.
     """
 
-    def __init__(
-        self, operation: str, *, driver: str, subject: str = "", cause: object = "", hint: str = ""
-    ) -> None:
+    def __init__(self, operation: str, *, driver: str, subject: str = "", cause: object = "", hint: str = "") -> None:
         self.operation, self.driver, self.subject, self.hint = operation, driver, subject, hint
         self.errno: int | None = getattr(cause, "errno", None)
         where = f" {subject}" if subject else ""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,7 +42,6 @@ CREATE TABLE leases (
     network TEXT NOT NULL, address BLOB NOT NULL, owner TEXT NOT NULL,
     PRIMARY KEY (network, address)) WITHOUT ROWID;
 CREATE INDEX leases_by_owner ON leases (network, owner);
-PRAGMA user_version = 1;
 """
 
 
@@ -73,7 +72,9 @@ class Ipam:
     def close(self) -> None:
         """Close the database. Closing twice is harmless."""
         if self._open:
-            self._open.close()
+            from transom.services.database import close
+
+            close(self._open, self._path)
             self._open = None
 
     def settle(self, network: Network, *, ipv4: bool = True, ipv6: bool = False) -> Network:
@@ -193,16 +194,11 @@ class Ipam:
             "remove networks, or add to default-address-pools in the config"
         )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        db = self._open = self._open or _connect(self._path)
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
+    def _transaction(self) -> AbstractContextManager[Connection]:
+        from transom.services import database
+
+        self._open = self._open or database.connect(self._path, schema=_SCHEMA)
+        return database.transaction(self._open)
 
 
 def parse_subnet(text: str) -> Block:
@@ -243,25 +239,6 @@ def host_routes() -> list[Block]:
     except FileNotFoundError:
         pass  # a kernel without IPv6
     return found
-
-
-def _connect(path: str) -> Connection:
-    import sqlite3
-
-    from transom.services.files import Lock
-
-    db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    try:
-        db.execute("PRAGMA synchronous = NORMAL")
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            with Lock(f"{path}.lock"):  # the change to WAL does not wait for others
-                if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-    except BaseException:
-        db.close()
-        raise
-    return db
 
 
 def _packed(address: str) -> bytes:

@@ -27,23 +27,21 @@ import msgspec
 
 from transom.contract.storage import Change, IdMap, Mount, State, Storage, StorageCapability, Usage
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, TransomError
+from transom.services import database
 from transom.services.files import Lock
 
 T = TypeVar("T")
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]{0,254}")
-_SCHEMA_VERSION = 1
-_SCHEMA = f"""
-    PRAGMA journal_mode = WAL;
-    CREATE TABLE IF NOT EXISTS layer (
+_SCHEMA = """
+    CREATE TABLE layer (
         id TEXT PRIMARY KEY,
         key TEXT NOT NULL UNIQUE,
         parent TEXT REFERENCES layer(id),
         state TEXT NOT NULL CHECK (state IN ('preparing', 'active', 'view', 'committed', 'removing')),
         created INTEGER NOT NULL
     ) WITHOUT ROWID;
-    CREATE INDEX IF NOT EXISTS layer_parent ON layer(parent);
-    PRAGMA user_version = {_SCHEMA_VERSION};
+    CREATE INDEX layer_parent ON layer(parent);
 """
 _ANCESTORS = """
     WITH RECURSIVE chain(id, parent, depth) AS (
@@ -77,6 +75,7 @@ class Snapshots:
         self.driver = driver
         self._home = f"{driver.root}.layers"
         self._connection: sqlite3.Connection | None = None
+        self._path = os.path.join(self._home, "layers.db")
         self._lock_path = os.path.join(self._home, "lock")
 
     # Reading
@@ -123,9 +122,7 @@ class Snapshots:
 
     # Life cycle
 
-    def prepare(
-        self, key: str, parent: str | None, *, size: int | None = None, idmap: IdMap | None = None
-    ) -> Layer:
+    def prepare(self, key: str, parent: str | None, *, size: int | None = None, idmap: IdMap | None = None) -> Layer:
         """Make the active layer `key` over the committed layer `parent`.
 
         Raises:
@@ -181,9 +178,8 @@ class Snapshots:
         try:
             with self._working():
                 self.driver.commit(id=layer.id, parents=self._ancestors(layer.id)[1:])
-                self._write(
-                    "UPDATE layer SET key = ?, state = 'committed' WHERE id = ?", (name, layer.id), durable=True
-                )
+                with database.durably(self._db()):
+                    self._write("UPDATE layer SET key = ?, state = 'committed' WHERE id = ?", (name, layer.id))
         finally:
             claim.release()
         return self.stat(name)
@@ -211,7 +207,7 @@ class Snapshots:
                 claim.release()
 
     def _strike(self, id: str, key: str) -> None:
-        with self._transaction() as db:
+        with database.transaction(self._db()) as db:
             children = [r[0] for r in db.execute("SELECT key FROM layer WHERE parent = ? LIMIT 3", (id,))]
             if children:
                 raise Conflict(
@@ -222,9 +218,7 @@ class Snapshots:
         self.driver.remove(id=id)
         self._write("DELETE FROM layer WHERE id = ?", (id,))
 
-    def _make(
-        self, key: str, parent: str | None, state: State, act: Callable[[str, tuple[str, ...]], None]
-    ) -> Layer:
+    def _make(self, key: str, parent: str | None, state: State, act: Callable[[str, tuple[str, ...]], None]) -> Layer:
         _check_key(key)
         id = os.urandom(10).hex()
         with self._working() as lock:
@@ -241,7 +235,7 @@ class Snapshots:
     def _intend(self, lock: Lock, id: str, key: str, parent: str | None) -> tuple[str, ...]:
         """Write down that a layer is being made; returns the ids of its ancestors."""
         for attempt in range(2):
-            with self._transaction() as db:
+            with database.transaction(self._db()) as db:
                 taken = self._row(key)
                 if taken is None:
                     parents = self._committed_chain(parent)
@@ -357,9 +351,7 @@ class Snapshots:
         self._db()
         with Lock(self._lock_path):
             said = list(self.driver.recover())
-            rows = (
-                self._db().execute("SELECT id, key FROM layer WHERE state IN ('preparing', 'removing')").fetchall()
-            )
+            rows = self._db().execute("SELECT id, key FROM layer WHERE state IN ('preparing', 'removing')").fetchall()
             for id, key in rows:
                 self.driver.remove(id=id)
                 self._write("DELETE FROM layer WHERE id = ?", (id,))
@@ -392,7 +384,7 @@ class Snapshots:
     def close(self) -> None:
         """Close the database. Twice is harmless."""
         if self._connection is not None:
-            self._connection.close()
+            database.close(self._connection, self._path)
             self._connection = None
 
     def _clear(self, shared: Lock, id: str) -> bool:
@@ -413,23 +405,9 @@ class Snapshots:
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
-            os.makedirs(self._home, mode=0o700, exist_ok=True)
             os.makedirs(self.driver.root, mode=0o711, exist_ok=True)
-            # Autocommit: transactions are opened explicitly. WAL with synchronous=NORMAL loses no commit when a
-            # process dies; a power loss may lose the newest ones, which `commit` cannot afford and asks for FULL.
-            path = os.path.join(self._home, "layers.db")
-            connection = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > _SCHEMA_VERSION:
-                connection.close()
-                raise ConfigError(
-                    f"{path} was written by a newer transom (schema {version}): upgrade, or use another data-root"
-                )
-            if version < _SCHEMA_VERSION:
-                connection.executescript(_SCHEMA)
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            self._connection = connection
+            self._connection = database.connect(self._path, schema=_SCHEMA)
+            self._connection.execute("PRAGMA foreign_keys = ON")
         return self._connection
 
     def _row(self, key: str) -> tuple[str, str, str | None, str, int] | None:
@@ -442,28 +420,11 @@ class Snapshots:
         """Return the layer's own id and those of its ancestors, nearest first."""
         return tuple(row[0] for row in self._db().execute(_ANCESTORS, (id,)))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = self._db()
-        db.execute("BEGIN IMMEDIATE")
+    def _write(self, statement: str, values: tuple[str, ...]) -> None:
         try:
-            yield db
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-        db.execute("COMMIT")
-
-    def _write(self, statement: str, values: tuple[str, ...], *, durable: bool = False) -> None:
-        db = self._db()
-        if durable:
-            db.execute("PRAGMA synchronous = FULL")
-        try:
-            db.execute(statement, values)
+            self._db().execute(statement, values)
         except sqlite3.IntegrityError:
             raise Conflict(f"storage {self.driver.name}: layer {values[0]!r} exists already") from None
-        finally:
-            if durable:
-                db.execute("PRAGMA synchronous = NORMAL")
 
     @contextmanager
     def _working(self) -> Iterator[Lock]:
