@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+
 from transom_engine.images import spec
 from transom_engine.images.content import ContentStore
 from transom_engine.images.registry import Settings
@@ -81,16 +82,33 @@ class RegistryServer:
         return digest_of(data)
 
     def add_image(
-        self, repository, tag, *, layers=(), architecture="amd64", variant="", config=None, docker=False, compress=gzip.compress,
+        self,
+        repository,
+        tag,
+        *,
+        layers=(),
+        architecture="amd64",
+        variant="",
+        config=None,
+        docker=False,
+        compress=gzip.compress,
         os_name="linux",
-    ):  # fmt: skip
+    ):
         """Put an image in; return its manifest's digest."""
         diffs = [digest_of(layer) for layer in layers]
-        body = json.dumps({
-            "architecture": architecture, "os": os_name, "variant": variant, "created": "2024-05-06T07:08:09.123456789Z",
-            "config": config or {"Cmd": ["sh"], "Env": None}, "rootfs": {"type": "layers", "diff_ids": diffs},
-            "history": [{"created": "2024-05-06T07:08:09Z", "created_by": f"step {n}"} for n, _ in enumerate(layers)],
-        }).encode()  # fmt: skip
+        body = json.dumps(
+            {
+                "architecture": architecture,
+                "os": os_name,
+                "variant": variant,
+                "created": "2024-05-06T07:08:09.123456789Z",
+                "config": config or {"Cmd": ["sh"], "Env": None},
+                "rootfs": {"type": "layers", "diff_ids": diffs},
+                "history": [
+                    {"created": "2024-05-06T07:08:09Z", "created_by": f"step {n}"} for n, _ in enumerate(layers)
+                ],
+            }
+        ).encode()
         suffix = {gzip.compress: ".gzip" if docker else "+gzip"}.get(compress, "")
         blobs = [compress(layer) for layer in layers]
         layer_type = (spec.DOCKER_LAYER if docker else spec.OCI_LAYER) + suffix
@@ -99,22 +117,33 @@ class RegistryServer:
             "mediaType": spec.DOCKER_MANIFEST if docker else spec.OCI_MANIFEST,
             "config": {
                 "mediaType": spec.DOCKER_CONFIG if docker else spec.OCI_CONFIG,
-                "digest": self.add_blob(body), "size": len(body),
+                "digest": self.add_blob(body),
+                "size": len(body),
             },
             "layers": [{"mediaType": layer_type, "digest": self.add_blob(blob), "size": len(blob)} for blob in blobs],
-        }  # fmt: skip
+        }
         return self.add_manifest(repository, tag, manifest)
 
     def add_index(self, repository, tag, entries, *, docker=False):
         """Put a list in; entries are (digest, platform as a dict)."""
         kind = spec.DOCKER_MANIFEST if docker else spec.OCI_MANIFEST
-        return self.add_manifest(repository, tag, {
-            "schemaVersion": 2, "mediaType": spec.DOCKER_LIST if docker else spec.OCI_INDEX,
-            "manifests": [
-                {"mediaType": kind, "digest": digest, "size": len(self.manifests[repository, digest][1]), "platform": platform}
-                for digest, platform in entries
-            ],
-        })  # fmt: skip
+        return self.add_manifest(
+            repository,
+            tag,
+            {
+                "schemaVersion": 2,
+                "mediaType": spec.DOCKER_LIST if docker else spec.OCI_INDEX,
+                "manifests": [
+                    {
+                        "mediaType": kind,
+                        "digest": digest,
+                        "size": len(self.manifests[repository, digest][1]),
+                        "platform": platform,
+                    }
+                    for digest, platform in entries
+                ],
+            },
+        )
 
     def add_manifest(self, repository, tag, manifest):
         body = json.dumps(manifest).encode()

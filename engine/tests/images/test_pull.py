@@ -15,6 +15,7 @@ import time
 import msgspec
 import pytest
 import zstandard
+
 from transom.errors import ConfigError, DriverError, NotFound, NotSupported
 from transom_engine.images import spec
 from transom_engine.images.credentials import Credentials
@@ -30,8 +31,13 @@ def fetch(content, store, settings):
     def call(name, **options):
         call.events = []
         return pull(
-            name, content=content, store=store, settings=options.pop("settings", settings), progress=call.events.append, **options
-        )  # fmt: skip
+            name,
+            content=content,
+            store=store,
+            settings=options.pop("settings", settings),
+            progress=call.events.append,
+            **options,
+        )
 
     return call
 
@@ -283,7 +289,8 @@ def test_a_credential_helper_that_fails_is_named(registry, fetch, settings, tmp_
     with pytest.raises(DriverError) as raised:
         fetch(f"{server.domain}/app")
     assert str(raised.value) == (
-        f"docker-credential-test: get {server.domain} failed: the vault is locked; install or repair it, or take it out of"
+        f"docker-credential-test: get {server.domain} failed: the vault is locked; install or"
+        " repair it, or take it out of"
         " config.json"
     )
 
@@ -293,7 +300,9 @@ def test_a_damaged_login_file_is_named(registry, fetch, settings):
     server.add_image("app", "latest")
     with open(settings.login_file, "w") as file:
         file.write("{")
-    with pytest.raises(ConfigError, match="cannot read the login data in .*config.json: .*; repair it or log in again"):
+    with pytest.raises(
+        ConfigError, match=r"cannot read the login data in .*config.json: .*; repair it or log in again"
+    ):
         fetch(f"{server.domain}/app")
 
 
@@ -305,7 +314,8 @@ def test_a_refused_login_says_so_at_once_and_keeps_nothing(registry, fetch, sett
     with pytest.raises(DriverError) as raised:
         fetch(f"{server.domain}/app", settings=login)
     assert str(raised.value) in [
-        f"registry {server.domain}: fetch manifest {server.domain}/app:latest failed: unauthorized: {reason}; the repository"
+        f"registry {server.domain}: fetch manifest {server.domain}/app:latest failed: unauthorized:"
+        f" {reason}; the repository"
         f" {server.domain}/app may not exist, or needs `docker login {server.domain}`"
         for reason in ("authentication required", "incorrect username or password")
     ]
@@ -332,7 +342,8 @@ def test_an_unknown_tag_is_named_with_the_registry_s_words(registry, fetch):
     with pytest.raises(NotFound) as raised:
         fetch(f"{server.domain}/app:9")
     assert str(raised.value) == (
-        f"registry {server.domain} has no {server.domain}/app:9: manifest unknown: manifest unknown; check the name and the"
+        f"registry {server.domain} has no {server.domain}/app:9: manifest unknown: manifest"
+        " unknown; check the name and the"
         f" tag of {server.domain}/app"
     )
 
@@ -345,7 +356,8 @@ def test_a_registry_that_is_not_there_is_said_at_once(fetch):
         with pytest.raises(DriverError) as raised:
             fetch(f"{domain}/app")
     assert str(raised.value) == (
-        f"registry {domain}: fetch manifest {domain}/app:latest failed: cannot connect to {domain}: Connection refused; is a"
+        f"registry {domain}: fetch manifest {domain}/app:latest failed: cannot connect to {domain}:"
+        " Connection refused; is a"
         " registry running there?"
     )
     assert time.monotonic() - started < 2
@@ -409,7 +421,7 @@ def test_a_blob_that_always_breaks_off_at_the_same_byte_is_given_up(registry, fe
     digest = json.loads(server.manifests["app", "latest"][1])["layers"][0]["digest"]
     server.faults.add(digest, cut=300_000, times=1000)
     with pytest.raises(
-        DriverError, match="the connection ended after 300000 of .* bytes; tried 5 times; try again later"
+        DriverError, match=r"the connection ended after 300000 of .* bytes; tried 5 times; try again later"
     ):
         fetch(f"{server.domain}/app")
 
@@ -423,7 +435,8 @@ def test_a_blob_with_other_content_is_refused_and_not_kept(registry, fetch, stor
         fetch(f"{server.domain}/app")
     found = hashlib.sha256(b"x" * layer["size"]).hexdigest()
     assert str(raised.value) == (
-        f"image content: verify {layer['digest']} failed: digest mismatch: the content's is sha256:{found}; nothing of it"
+        f"image content: verify {layer['digest']} failed: digest mismatch: the content's is"
+        f" sha256:{found}; nothing of it"
         " was kept; pull again, and if that fails too its source is damaged"
     )
     assert not content.has(layer["digest"])
@@ -464,7 +477,8 @@ def test_schema_1_is_refused_in_words(registry, fetch):
     with pytest.raises(NotSupported) as raised:
         fetch(f"{server.domain}/app")
     assert str(raised.value) == (
-        f"{server.domain}/app:latest is an image of manifest schema 1, which is obsolete; its publisher must push it again"
+        f"{server.domain}/app:latest is an image of manifest schema 1, which is obsolete; its"
+        " publisher must push it again"
         " with a current docker, podman or buildkit"
     )
 
@@ -472,16 +486,37 @@ def test_schema_1_is_refused_in_words(registry, fetch):
 @pytest.mark.parametrize(
     ("manifest", "text"),
     [
-        ({"mediaType": "application/vnd.cncf.thing"}, "has the media type application/vnd.cncf.thing, which is no image"),
+        (
+            {"mediaType": "application/vnd.cncf.thing"},
+            "has the media type application/vnd.cncf.thing, which is no image",
+        ),
         ({"mediaType": spec.OCI_MANIFEST, "layers": 3}, "read manifest .* failed: "),
-        ({"mediaType": spec.OCI_MANIFEST, "config": {"mediaType": "x/y", "digest": "sha256:" + "0" * 64, "size": 1},
-          "layers": []}, "is no container image: its configuration is of type x/y"),
-        ({"mediaType": spec.OCI_MANIFEST, "config": {"mediaType": spec.OCI_CONFIG, "digest": "sha256:" + "0" * 64, "size": 1},
-          "layers": [{"mediaType": "x/y", "digest": "sha256:" + "0" * 64, "size": 1}]}, "has a layer of type x/y; supported"),
-        ({"mediaType": spec.OCI_MANIFEST, "config": {"mediaType": spec.OCI_CONFIG, "digest": "sha256:../../x", "size": 1},
-          "layers": []}, "invalid digest sha256:../../x"),
+        (
+            {
+                "mediaType": spec.OCI_MANIFEST,
+                "config": {"mediaType": "x/y", "digest": "sha256:" + "0" * 64, "size": 1},
+                "layers": [],
+            },
+            "is no container image: its configuration is of type x/y",
+        ),
+        (
+            {
+                "mediaType": spec.OCI_MANIFEST,
+                "config": {"mediaType": spec.OCI_CONFIG, "digest": "sha256:" + "0" * 64, "size": 1},
+                "layers": [{"mediaType": "x/y", "digest": "sha256:" + "0" * 64, "size": 1}],
+            },
+            "has a layer of type x/y; supported",
+        ),
+        (
+            {
+                "mediaType": spec.OCI_MANIFEST,
+                "config": {"mediaType": spec.OCI_CONFIG, "digest": "sha256:../../x", "size": 1},
+                "layers": [],
+            },
+            "invalid digest sha256:../../x",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_image_is_refused(registry, fetch, manifest, text):
     server = registry()
     server.add_manifest("app", "latest", {"schemaVersion": 2, **manifest})
@@ -523,9 +558,29 @@ def test_a_full_disk_is_said_with_what_to_do(registry, store, settings, tmp_path
 def certificate(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tls")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=registry.test", "-addext", "subjectAltName=DNS:registry.test,IP:127.0.0.1",
-         "-keyout", directory / "key", "-out", directory / "crt"], check=True, capture_output=True)  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=registry.test",
+            "-addext",
+            "subjectAltName=DNS:registry.test,IP:127.0.0.1",
+            "-keyout",
+            directory / "key",
+            "-out",
+            directory / "crt",
+        ],
+        check=True,
+        capture_output=True,
+    )
     return directory
 
 
@@ -539,8 +594,10 @@ def secure(registry, certificate, monkeypatch):
     server = registry(context=context)
     resolve = socket.getaddrinfo
     monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1" if host == "registry.test" else host, *rest, **more)
-    )  # fmt: skip
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: resolve("127.0.0.1" if host == "registry.test" else host, *rest, **more),
+    )
     server.domain = server.domain.replace("127.0.0.1", "registry.test")
     return server
 
@@ -550,8 +607,10 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(secure, fetch, setting
     with pytest.raises(DriverError) as raised:
         fetch(f"{secure.domain}/app")
     assert str(raised.value) == (
-        f"registry {secure.domain}: fetch manifest {secure.domain}/app:latest failed: the certificate of {secure.domain} is"
-        f" not trusted: self-signed certificate; put its authority's into {settings.certificates}/{secure.domain}/ca.crt or"
+        f"registry {secure.domain}: fetch manifest {secure.domain}/app:latest failed: the"
+        f" certificate of {secure.domain} is"
+        " not trusted: self-signed certificate; put its authority's into"
+        f" {settings.certificates}/{secure.domain}/ca.crt or"
         f" list {secure.domain} in insecure-registries"
     )
 
@@ -579,8 +638,10 @@ def test_plain_http_is_spoken_to_this_host_and_refused_to_others(registry, fetch
     assert fetch(f"localhost:{port}/app").newer
     resolve = socket.getaddrinfo
     monkeypatch.setattr(
-        socket, "getaddrinfo", lambda host, *rest, **more: resolve("127.0.0.1" if host == "registry.test" else host, *rest, **more)
-    )  # fmt: skip
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: resolve("127.0.0.1" if host == "registry.test" else host, *rest, **more),
+    )
     with pytest.raises(DriverError) as raised:
         fetch(f"registry.test:{port}/app")
     assert f"failed: registry.test:{port} does not speak TLS: " in str(raised.value)

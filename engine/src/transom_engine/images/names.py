@@ -37,11 +37,14 @@ class Reference(msgspec.Struct, frozen=True):
 
     @property
     def familiar_name(self) -> str:
-        """Domain and path as Docker prints them: without the default domain and its ``library/``."""
-        if self.domain != DEFAULT_DOMAIN:
-            return self.name
-        short = self.path.removeprefix(_OFFICIAL)
-        return self.path if "/" in short else short
+        """Domain and path as Docker prints them: without the default domain and its ``library/``.
+
+        A path that would then read as another host's keeps its domain (Docker's own form is ambiguous there).
+        """
+        for short in (self.path.removeprefix(_OFFICIAL), self.path):
+            if self.domain == DEFAULT_DOMAIN and _split_domain(short) == (self.domain, self.path):
+                return short
+        return self.name
 
     def familiar(self) -> str:
         """Return the whole reference as Docker prints it."""
@@ -71,8 +74,9 @@ def parse(text: str, *, default_tag: bool = True) -> Reference:
     domain, rest = _split_domain(text)
     remote = re.split("[:@]", rest, maxsplit=1)[0]
     if remote != remote.lower():
+        written = remote.removeprefix(_OFFICIAL)
         raise ConfigError(
-            f"invalid image name {text}: repository name ({remote}) must be lowercase; did you mean {remote.lower()}?"
+            f"invalid image name {text}: repository name ({written}) must be lowercase; did you mean {written.lower()}?"
         )
     match = _grammar().fullmatch(f"{domain}/{rest}")
     if match is None:
