@@ -274,10 +274,13 @@ def test_native_changes_are_those_that_comparing_the_trees_finds(layers, tmp_pat
             unmount(str(tmp_path / "lower"))
 
     found, linked = privately(naive)
+    # To the comparison a directory made again is one whose contents changed: its parent moved by itself.
     opaque = [change.path + b"/" for change in native if change.opaque]
+    above = {os.path.dirname(path.rstrip(b"/")) for path in (*opaque, *linked)}
 
     def comparable(changes):
-        return [c for c in changes if c.path not in linked and not (c.path + b"/").startswith(tuple(opaque))]
+        skipped = linked | above
+        return [c for c in changes if c.path not in skipped and not (c.path + b"/").startswith(tuple(opaque))]
 
     assert comparable(native) == comparable(found)
 
