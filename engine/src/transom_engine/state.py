@@ -6,32 +6,24 @@ committed layer) has its own records elsewhere; these survive the death of any p
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
 
-from transom.errors import ConfigError, Conflict, NotFound
+from transom.errors import Conflict, NotFound
+from transom.services import database
 from transom_engine.model import Container
 
-_SCHEMA_VERSION = 1
-_SCHEMA = f"""
-    PRAGMA journal_mode = WAL;
-    CREATE TABLE IF NOT EXISTS container (
+_SCHEMA = """
+    CREATE TABLE container (
         id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, status TEXT NOT NULL, record BLOB NOT NULL
     ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS network (
-        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record BLOB NOT NULL
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS volume (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS event (
-        id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, record BLOB NOT NULL
-    );
-    PRAGMA user_version = {_SCHEMA_VERSION};
+    CREATE TABLE network (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE volume (name TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, record BLOB NOT NULL);
 """
 _EVENTS_KEPT = 4096
 
@@ -52,35 +44,16 @@ class State:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _SCHEMA_VERSION:
-            raise ConfigError(
-                f"{path} was written by a newer transom (schema {version}): upgrade, or use another data-root"
-            )
-        if version < _SCHEMA_VERSION:
-            self._db.executescript(_SCHEMA)
-        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db = database.connect(path, schema=_SCHEMA)
         self._encode = msgspec.json.Encoder().encode
 
     def close(self) -> None:
         """Close the database."""
-        self._db.close()
+        database.close(self._db, self.path)
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[object]:
         """Make the changes inside one: all or none. Inside another it is part of that."""
-        if self._db.in_transaction:
-            yield
-            return
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        return database.transaction(self._db)
 
     # Containers
 
@@ -97,6 +70,10 @@ class State:
             )
         except sqlite3.IntegrityError:
             raise self._name_taken(container.name) from None
+
+    def has_container_named(self, name: str) -> bool:
+        """Say whether the name is taken."""
+        return self._db.execute("SELECT 1 FROM container WHERE name = ?", (name,)).fetchone() is not None
 
     def save_container(self, container: Container) -> None:
         """Replace a record; raises like `add_container`. A record that is gone stays gone."""
@@ -192,10 +169,10 @@ class State:
 
     # Events
 
-    def event(self, type: str, action: str, id: str, **attributes: str) -> None:
+    def event(self, kind: str, action: str, id: str, /, **attributes: str) -> None:
         """Note something that happened, now."""
         now = time.time_ns()
-        record = self._encode(Event(type=type, action=action, id=id, attributes=attributes, time=now))
+        record = self._encode(Event(type=kind, action=action, id=id, attributes=attributes, time=now))
         cursor = self._db.execute("INSERT INTO event (time, record) VALUES (?, ?)", (now, record))
         if cursor.lastrowid and cursor.lastrowid % 256 == 0:
             self._db.execute("DELETE FROM event WHERE id <= ?", (cursor.lastrowid - _EVENTS_KEPT,))

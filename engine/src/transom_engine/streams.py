@@ -64,7 +64,8 @@ class Splitter:
         return [self._fragment(rest, now, last=True) if self._line else Chunk(self._stream, now, rest)]
 
     def _lines(self, lines: bytes, now: int) -> Sequence[Chunk]:
-        if not self._line and len(lines) <= FRAGMENT:  # no line in it can be too long
+        pieces = [line + b"\n" for line in lines.split(b"\n")[:-1]]  # splitlines() would split at \r too
+        if not self._line and max(map(len, pieces)) <= FRAGMENT:
             return [Chunk(self._stream, now, lines)]
         chunks: list[Chunk] = []
         plain: list[bytes] = []
@@ -74,7 +75,7 @@ class Splitter:
                 chunks.append(Chunk(self._stream, now, b"".join(plain)))
                 plain.clear()
 
-        for line in _split(lines):
+        for line in pieces:
             if not self._line and len(line) <= FRAGMENT:
                 plain.append(line)
                 continue
@@ -97,11 +98,6 @@ class Splitter:
         if last:
             self._line = ""
         return chunk
-
-
-def _split(lines: bytes) -> list[bytes]:
-    """Split at newlines only; `bytes.splitlines` splits at carriage returns too."""
-    return [line + b"\n" for line in lines.split(b"\n")[:-1]]
 
 
 def _whole_characters(piece: bytes) -> bytes:

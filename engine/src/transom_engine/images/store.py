@@ -11,12 +11,13 @@ import _thread
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from transom.errors import ConfigError, Conflict, DriverError, NotFound
+from transom.services import database
 from transom_engine.images import names, spec
 from transom_engine.images.content import ContentStore
 from transom_engine.images.names import Reference
@@ -25,7 +26,6 @@ from transom_engine.images.spec import ImageConfig, Layer
 if TYPE_CHECKING:
     from transom_engine.model import Config
 
-_BUSY_SECONDS = 30
 _SCHEMA = """
     CREATE TABLE image (
         id TEXT PRIMARY KEY,
@@ -43,7 +43,6 @@ _SCHEMA = """
     CREATE INDEX tag_image ON tag(image);
     CREATE INDEX digest_image ON digest(image);
     CREATE TABLE unpacked (diff_id TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
-    PRAGMA user_version = 1;
 """
 _SELECT = "SELECT id, manifest, layers, config, parent FROM image"
 
@@ -103,6 +102,7 @@ class ImageStore:
 
     def __init__(self, root: str | os.PathLike[str], content: ContentStore) -> None:
         self.root, self.content = os.fspath(root), content
+        self._path = f"{self.root}/images.db"
         self._mutex = _thread.allocate_lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -332,13 +332,13 @@ class ImageStore:
 
     def note_unpacked(self, diff_id: str, size: int) -> None:
         """Remember how many bytes of files a layer holds: only its unpacking tells."""
-        with self._transaction() as db:
+        with self._transaction(durable=False) as db:
             db.execute("INSERT OR REPLACE INTO unpacked VALUES (?, ?)", (diff_id, size))
 
     def close(self) -> None:
         """Close the database. Closing twice is harmless; the next use opens it again."""
         if self._connection:
-            self._connection.close()
+            database.close(self._connection, self._path)
             self._connection = None
 
     def _find(self, text: str) -> tuple[str, Reference | None]:
@@ -373,22 +373,19 @@ class ImageStore:
     @property
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
-            with _faults(self.root):
-                self._connection = _connect(self.root)
+            with self._mutex, _faults(self._path):
+                if self._connection is None:
+                    connection = database.connect(self._path, schema=_SCHEMA)
+                    connection.execute("PRAGMA foreign_keys = ON")
+                    self._connection = connection
         return self._connection
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         db = self._db
-        with self._mutex, _faults(self.root):
-            db.execute("BEGIN IMMEDIATE")
-            try:
+        with self._mutex, _faults(self._path), database.durably(db) if durable else nullcontext():
+            with database.transaction(db):
                 yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                raise
 
 
 def timestamp(seconds: float) -> str:
@@ -403,30 +400,13 @@ def timestamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{fraction:06d}000Z"
 
 
-def _connect(root: str) -> sqlite3.Connection:
-    path = f"{root}/images.db"
-    if not os.path.exists(path):
-        os.makedirs(root, mode=0o700, exist_ok=True)
-    db = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False)
-    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-        from transom.services.files import Lock
-
-        # Changing to WAL does not wait for others (SQLITE_BUSY whatever the timeout), so one process does it.
-        with Lock(f"{root}/images.lock"):
-            db.execute("PRAGMA journal_mode = WAL")
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-                db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-    db.execute("PRAGMA foreign_keys = ON")
-    return db
-
-
 @contextmanager
-def _faults(root: str) -> Iterator[None]:
+def _faults(path: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        hint = f"free space under {root}" if "full" in str(error) else f"look at {root}/images.db"
-        raise DriverError("use", driver="image records", subject=f"{root}/images.db", cause=error, hint=hint) from error
+        hint = f"free space under {os.path.dirname(path)}" if "full" in str(error) else f"look at {path}"
+        raise DriverError("use", driver="image records", subject=path, cause=error, hint=hint) from error
 
 
 def _image(row: tuple[str, str, str, bytes, str]) -> Image:

@@ -1,0 +1,131 @@
+"""What the OCI runtime is given for one run: ``config.json``, and the files that Docker mounts into a container."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from transom.errors import ConfigError
+from transom.services.files import write_atomic
+from transom_engine.model import Container, Ulimit
+
+if TYPE_CHECKING:
+    from transom_engine.engine import Engine
+
+_HOSTS = """127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+_PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
+"""Docker's choice where the host has no name server that a container could reach."""
+
+
+def write_bundle(
+    engine: Engine, container: Container, *, directory: str, rootfs: str, netns: str | None, cgroup: str
+) -> None:
+    """Write ``config.json`` into `directory` and the files it mounts into the container's own directory.
+
+    Args:
+        netns: the path of the network namespace; None for the host's.
+        cgroup: the group's path, for a runtime that insists on it.
+
+    Raises:
+        ConfigError: the user's words do not fit the image (no such user).
+    """
+    from transom_engine.oci.spec import build
+
+    config = engine.config
+    bundle = build(
+        container=container,
+        rootfs=rootfs,
+        netns=netns,
+        own_netns=not container.host_config.network_mode.startswith("container:"),
+        hostname=os.uname().nodename if netns is None and not container.config.hostname else "",
+        files=network_files(engine, container, host_network=netns is None),
+        cgroups_path=cgroup if engine.runtime.manages_cgroups else "",
+        default_ulimits=[Ulimit(name=n, soft=u.soft, hard=u.hard) for n, u in config.default_ulimits.items()],
+        default_init=config.init,
+        init_path=config.init_path,
+        no_new_privileges=config.no_new_privileges,
+        seccomp_profile="" if config.seccomp_profile == "builtin" else config.seccomp_profile,
+    )
+    for warning in bundle.warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    write_atomic(os.path.join(directory, "config.json"), bundle.encode(), mode=0o600, durable=False)
+
+
+def network_files(engine: Engine, container: Container, *, host_network: bool) -> Mapping[str, str]:
+    """Write the container's hostname, hosts and resolv.conf; return source by destination."""
+    directory = engine.container_dir(container.id)
+    contents = {
+        "hostname": f"{container.config.hostname or os.uname().nodename}\n",
+        "hosts": hosts(container, host_network=host_network),
+        "resolv.conf": resolv_conf(
+            _read("/etc/resolv.conf"),
+            servers=container.host_config.dns or engine.config.dns,
+            search=container.host_config.dns_search or engine.config.dns_search,
+            options=container.host_config.dns_options or engine.config.dns_opts,
+            host_network=host_network,
+        ),
+    }
+    for name, text in contents.items():
+        # In place: a restarted container's other mounts of the file keep seeing it.
+        with open(directory / name, "w") as file:
+            file.write(text)
+    return {f"/etc/{name}": str(directory / name) for name in contents}
+
+
+def hosts(container: Container, *, host_network: bool) -> str:
+    """Return /etc/hosts: the loopback names, the container's own addresses, and ``--add-host``."""
+    text = _read("/etc/hosts") if host_network else _HOSTS
+    name = container.config.hostname
+    names = f"{name}.{container.config.domainname} {name}" if container.config.domainname else name
+    endpoints = container.network_settings.networks.values()
+    gateway = next((e.gateway for e in endpoints if e.gateway), "")
+    lines = []
+    for entry in container.host_config.extra_hosts:
+        host, _, address = entry.partition(":")
+        if address == "host-gateway":
+            address = gateway
+            if not address:
+                raise ConfigError(f"--add-host {entry}: the container's networks have no gateway; write an address")
+        lines.append(f"{address}\t{host}")
+    for endpoint in endpoints:
+        lines += [f"{address}\t{names}" for address in (endpoint.ip_address, endpoint.global_ipv6_address) if address]
+    return text + "".join(f"{line}\n" for line in lines)
+
+
+def resolv_conf(
+    host: str, *, servers: Iterable[str], search: Iterable[str], options: Iterable[str], host_network: bool
+) -> str:
+    """Return /etc/resolv.conf (resolv.conf(5)): the host's, what was asked for over it.
+
+    The host's name servers on its loopback are left out where the container has another network namespace.
+    """
+    found: dict[str, list[str]] = {"nameserver": [], "search": [], "options": []}
+    for line in host.splitlines():
+        word, *rest = line.split()[:1] + line.split()[1:] or [""]
+        if word in found and rest:
+            found[word] = found[word] + rest if word == "nameserver" else rest
+    own = [s for s in found["nameserver"] if host_network or not (s.startswith("127.") or s == "::1")]
+    chosen = list(servers) or own or list(_PUBLIC_SERVERS)
+    searched = list(search) or found["search"]
+    searched = [] if searched == ["."] else searched
+    lines = [f"nameserver {server}" for server in chosen]
+    lines += [f"search {' '.join(searched)}"] if searched else []
+    opts = list(options) or found["options"]
+    lines += [f"options {' '.join(opts)}"] if opts else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,191 @@
+"""The command ``transom``: words in, the engine called, words out.
+
+Each command is a module of its own, imported when it is the one that runs: ``transom --help`` imports none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from transom.errors import TransomError
+
+if TYPE_CHECKING:
+    from transom.config import Config
+    from transom_engine.engine import Engine
+
+# Where each command is, and its line in --help: the modules are not imported to list them.
+_COMMANDS = {
+    "attach": ("container", "Attach standard input, output and error to a running container"),
+    "cp": ("copy", "Copy files and folders between a container and the host"),
+    "create": ("run", "Create a new container"),
+    "diff": ("container", "Inspect changes to files or directories on a container's filesystem"),
+    "events": ("system", "Get real time events"),
+    "exec": ("exec", "Execute a command in a running container"),
+    "history": ("image", "Show the history of an image"),
+    "images": ("image", "List images"),
+    "import": ("image", "Import the contents from a tarball or a directory to create an image"),
+    "info": ("system", "Display system-wide information"),
+    "inspect": ("inspect", "Return low-level information on containers, images, networks and volumes"),
+    "kill": ("container", "Kill one or more running containers"),
+    "logs": ("logs", "Fetch the logs of a container"),
+    "pause": ("container", "Pause all processes within one or more containers"),
+    "port": ("container", "List port mappings or a specific mapping for the container"),
+    "ps": ("ps", "List containers"),
+    "pull": ("image", "Download an image from a registry"),
+    "rename": ("container", "Rename a container"),
+    "restart": ("container", "Restart one or more containers"),
+    "rm": ("container", "Remove one or more containers"),
+    "rmi": ("image", "Remove one or more images"),
+    "run": ("run", "Create and run a new container from an image"),
+    "start": ("container", "Start one or more stopped containers"),
+    "stats": ("stats", "Display a live stream of container(s) resource usage statistics"),
+    "stop": ("container", "Stop one or more running containers"),
+    "tag": ("image", "Create a tag that refers to an image"),
+    "top": ("container", "Display the running processes of a container"),
+    "unpause": ("container", "Unpause all processes within one or more containers"),
+    "update": ("update", "Update configuration of one or more containers"),
+    "version": ("system", "Show the version"),
+    "wait": ("container", "Block until one or more containers stop, then print their exit codes"),
+    "config": ("config", "Show the configuration and where each value comes from"),
+    "container": ("groups", "Manage containers"),
+    "doctor": ("doctor", "Probe this host and find what a crash left"),
+    "drivers": ("drivers", "List and inspect drivers"),
+    "image": ("groups", "Manage images"),
+    "network": ("network", "Manage networks"),
+    "system": ("system", "Manage the engine"),
+    "volume": ("volume", "Manage volumes"),
+}
+
+
+class Session:
+    """What a command line asks for: its global flags; the configuration and the engine, made when first used."""
+
+    def __init__(self, *, path: str | None, debug: bool, overrides: dict[str, object]) -> None:
+        self._path, self.debug, self._overrides = path, debug, overrides
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration; raises `ConfigError`."""
+        from transom.config import load
+
+        return load(path=self._path, environ=os.environ, overrides=self._overrides)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine; raises as its constructor does, and `Denied` when an auth driver refuses the caller."""
+        from transom_engine.engine import Engine
+
+        return Engine(self.config)
+
+
+pass_session = click.make_pass_decorator(Session)
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            module = import_module(f"transom_engine.cli.{_COMMANDS[cmd_name][0]}")
+            command: click.Command = getattr(module, f"{cmd_name}_command")
+            return command
+        return _from_distribution(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        command = self.get_command(ctx, args[0])
+        if command is None and not args[0].startswith("-"):
+            from transom.errors import nearest
+
+            raise click.UsageError(f"no such command: {args[0]}{nearest(args[0], _COMMANDS)}; see `transom --help`")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
+
+
+def _from_distribution(name: str) -> click.Command | None:
+    """Find a command that another distribution adds (entry points in the group ``transom.commands``)."""
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="transom.commands", name=name):
+        command: click.Command = point.load()
+        return command
+    return None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.option("--config", "path", metavar="FILE", help="Read this daemon.json")
+@click.option("--debug", "-D", is_flag=True, help="Show the trace of an error")
+@click.option("--data-root", metavar="DIR", help="Keep state in DIR/transom")
+@click.option("--exec-root", metavar="DIR", help="Keep the state of runs in DIR/transom")
+@click.option("--storage-driver", "-s", metavar="NAME", help="The storage driver of new containers")
+@click.option("--log-driver", metavar="NAME", help="The log driver of new containers")
+@click.option("--limits-driver", metavar="NAME", help="The resource-limit driver")
+@click.option("--network-driver", metavar="NAME", help="The driver of the default network and of new ones")
+@click.version_option(package_name="transom-engine", prog_name="transom", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, /, path: str | None, debug: bool, **overrides: object) -> None:
+    """A container engine whose every moving part is a driver."""
+    ctx.obj = Session(
+        path=path, debug=debug, overrides={key.replace("_", "-"): value for key, value in overrides.items()}
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code: 125 for errors of the engine, 126 and 127 as with docker."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        result: Any = cli.main(args=arguments, prog_name="transom", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "transom"
+        return _say(
+            f"{error.format_message()}; see `{path} --help`" if "--help" not in error.message else error.message
+        )
+    except click.ClickException as error:
+        return _say(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be said there, not at exit either
+        return 141
+    except TransomError as error:
+        if _debug(arguments):
+            raise
+        return _say(str(error), error.exit_code)
+    except OSError as error:
+        if _debug(arguments):
+            raise
+        return _say(f"{error.filename or 'system call'}: {error.strerror or error}")
+    finally:
+        _flush()
+
+
+def _say(text: str, code: int = 125) -> int:
+    print(f"transom: {text}", file=sys.stderr)
+    return code
+
+
+def _debug(arguments: list[str]) -> bool:
+    return bool({"--debug", "-D"} & set(arguments[:4]))
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

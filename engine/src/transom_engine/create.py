@@ -1,0 +1,111 @@
+"""From the user's words and an image to a container's record: defaults filled in, contradictions refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from transom.errors import ConfigError
+from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings
+from transom_engine.resources import resources_of
+from transom_engine.supervisor import now
+
+if TYPE_CHECKING:
+    from transom_engine.engine import Engine
+    from transom_engine.images.store import Image
+
+
+def prepare(
+    engine: Engine,
+    image: Image,
+    config: Config,
+    host_config: HostConfig,
+    *,
+    name: str,
+    endpoints: Mapping[str, EndpointSettings],
+) -> tuple[Container, list[str]]:
+    """Make the record of a new container; nothing is written. See `Containers.create`."""
+    from transom.services.resources import check
+
+    merged = merge(config, image.container_config())
+    if not [*(merged.entrypoint or []), *(merged.cmd or [])]:
+        raise ConfigError(f"no command specified: image {config.image} names none; write one after the image's name")
+    host = msgspec.structs.replace(host_config)
+    if host.auto_remove and host.restart_policy.name not in {"", "no"}:
+        raise ConfigError(
+            "--rm and --restart contradict each other: a container that is removed when it ends cannot restart"
+        )
+    host.network_mode = "bridge" if host.network_mode in {"", "default"} else host.network_mode
+    limits_driver = engine.default_driver("limits")
+    container = Container(
+        id=os.urandom(32).hex(),
+        name=name.removeprefix("/"),
+        created=now(),
+        image=image.id,
+        config=merged,
+        host_config=host,
+        driver=host.storage_driver or engine.default_driver("storage"),
+        limits_driver=limits_driver,
+        mounts=mount_points(merged, host),
+        network_settings=NetworkSettings(networks=dict(endpoints)),
+    )
+    _settle_log(engine, container)
+    engine.networks.check(container)
+    if not merged.hostname and host.uts_mode != "host":
+        merged.hostname = container.id[:12]
+    resources = resources_of(host)
+    warnings = check(resources, cpus=os.cpu_count() or 1)
+    refused = engine.limits(limits_driver).unsupported_resources(resources=resources)
+    warnings += [f"{field} has no effect: {reason}" for field, reason in refused.items()]
+    return container, warnings
+
+
+def merge(config: Config, image: Config) -> Config:
+    """Fill the user's words with the image's, as Docker does; an entry point of theirs drops the image's command."""
+    merged = msgspec.structs.replace(config)
+    merged.user = config.user or image.user
+    merged.working_dir = config.working_dir or image.working_dir
+    merged.stop_signal = config.stop_signal or image.stop_signal
+    if merged.stop_timeout is None:
+        merged.stop_timeout = image.stop_timeout
+    merged.healthcheck = config.healthcheck or image.healthcheck
+    named = {entry.partition("=")[0] for entry in config.env}
+    merged.env = [entry for entry in image.env if entry.partition("=")[0] not in named] + config.env
+    merged.labels = {**image.labels, **config.labels}
+    merged.volumes = {**image.volumes, **config.volumes}
+    merged.exposed_ports = {**image.exposed_ports, **config.exposed_ports}
+    if config.entrypoint is None:
+        merged.entrypoint = image.entrypoint
+        merged.cmd = config.cmd or image.cmd
+    elif config.entrypoint == [""]:  # --entrypoint "" clears the image's
+        merged.entrypoint = None
+    return merged
+
+
+def mount_points(config: Config, host: HostConfig) -> list[MountPoint]:
+    """Return a container's binds and volumes, those of the image that nothing else takes the place of included."""
+    from transom_engine.flags import volume
+
+    points = [volume(text) for text in host.binds]
+    seen: set[str] = set()
+    for point in points:
+        if point.destination in seen:
+            raise ConfigError(f"two mounts at {point.destination}: give each -v a place of its own")
+        seen.add(point.destination)
+    seen |= set(host.tmpfs)
+    return points + [MountPoint(type="volume", destination=place) for place in config.volumes if place not in seen]
+
+
+def _settle_log(engine: Engine, container: Container) -> None:
+    """Choose the log driver and refuse options that could never work, now and not only at start."""
+    log = msgspec.structs.replace(container.host_config.log_config)
+    log.type = log.type or engine.default_driver("logging")
+    defaults, _ = engine.config.options("logging", log.type)
+    log.config = {**defaults, **log.config}
+    container.host_config.log_config = log
+    driver = engine.log_driver(container)
+    driver.check(container=engine.log_container(container))
+    container.log_path = driver.location(container=engine.log_container(container))

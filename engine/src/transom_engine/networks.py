@@ -1,0 +1,608 @@
+"""Networks and the places of containers on them: records, addresses, and the drivers' operations in order.
+
+A network's record is in the shape of Docker's API; a container's place on it is in the container's own record.
+Addresses come from core's IPAM unless the driver has an allocator of its own. A container keeps its addresses while
+it runs and through restarts by its policy; `forget` gives them back.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from transom.contract.network import Attachment, Endpoint, NetnsKind, Network, NetworkCapability, Port, Subnet
+from transom.errors import ConfigError, Conflict, NotFound, choices, nearest
+from transom.services.files import Lock
+from transom_engine.model import Container, EndpointSettings, Pascal, PortBinding
+from transom_engine.supervisor import now
+
+if TYPE_CHECKING:
+    from transom.contract.network import NetworkDriver
+    from transom.services.ipam import Ipam
+    from transom_engine.engine import Engine
+
+DEFAULT = "bridge"
+"""The name of the default network, whatever driver carries it: Docker's users write it."""
+
+
+class IpamConfig(Pascal, omit_defaults=True):
+    """One subnet of a network."""
+
+    subnet: str = ""
+    ip_range: str = msgspec.field(default="", name="IPRange")
+    gateway: str = ""
+    auxiliary_addresses: dict[str, str] = {}
+
+
+class IpamRecord(Pascal):
+    """How a network's addresses are managed."""
+
+    driver: str = "default"
+    options: dict[str, str] = {}
+    config: list[IpamConfig] = []
+
+
+class NetworkRecord(Pascal):
+    """A network, in the shape of Docker's NetworkInspect."""
+
+    name: str
+    id: str = msgspec.field(name="Id")
+    created: str
+    driver: str
+    scope: str = "local"
+    enable_ipv6: bool = msgspec.field(default=False, name="EnableIPv6")
+    ipam: IpamRecord = msgspec.field(default_factory=IpamRecord, name="IPAM")
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    config_only: bool = False
+    containers: dict[str, dict[str, str]] = {}
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A container's network namespace: a descriptor, -1 for the host's; `own` when it was made for this container."""
+
+    fd: int
+    own: bool
+
+
+class Networks:
+    """See the module's text."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def close(self) -> None:
+        """Close the database of addresses; it is opened again when it is used again."""
+        if "ipam" in self.__dict__:
+            self.ipam.close()
+
+    # Records
+
+    def list(self) -> list[NetworkRecord]:
+        """Return all networks by name, those that are always there included."""
+        from transom.drivers import installed
+
+        self.get(DEFAULT)
+        for driver in installed("network"):
+            if NetworkCapability.SINGLETON in self.engine.network_driver(driver.name).capabilities:
+                self.get(driver.name)
+        return sorted(self.engine.state.all("network", NetworkRecord), key=lambda n: n.name)
+
+    def get(self, reference: str) -> NetworkRecord:
+        """Return the network with that name, id or beginning of an id; the predefined ones are made on the way.
+
+        Raises:
+            NotFound: none matches.
+            Conflict: several ids begin so.
+        """
+        record = self.engine.state.find("network", NetworkRecord, name=reference)
+        if record is None:
+            record = self._predefined(reference) or self._by_id(reference)
+        assert isinstance(record, NetworkRecord)
+        return record
+
+    def _by_id(self, reference: str) -> NetworkRecord:
+        records: list[NetworkRecord] = self.engine.state.all("network", NetworkRecord)
+        found = [r for r in records if reference and r.id.startswith(reference)]
+        if len(found) > 1:
+            raise Conflict(f"network id {reference!r} is ambiguous; write more of it")
+        if not found:
+            names = [r.name for r in records]
+            raise NotFound(
+                f"no such network: {reference}{nearest(reference, names)}; networks here: {choices({*names, DEFAULT})}"
+            )
+        return found[0]
+
+    def _predefined(self, name: str) -> NetworkRecord | None:
+        """Make the record of the default network or of a driver's only one, when it is first asked for."""
+        if name == DEFAULT:
+            driver = self.engine.default_driver("network")
+        else:
+            from transom.drivers import installed
+
+            if name not in {d.name for d in installed("network")}:
+                return None
+            driver = name
+            if NetworkCapability.SINGLETON not in self.engine.network_driver(driver).capabilities:
+                return None
+        with self._lock():
+            record = self.engine.state.find("network", NetworkRecord, name=name)
+            return record or self._add(name, driver, configs=self._default_subnets() if name == DEFAULT else [])
+
+    def _default_subnets(self) -> builtins.list[IpamConfig]:
+        """Return what Docker's keys bip, fixed-cidr and default-gateway say of the default network."""
+        config = self.engine.config
+        subnets = []
+        for bip, part, gateway in (
+            (config.bip, config.fixed_cidr, config.default_gateway),
+            (config.bip6, config.fixed_cidr_v6, config.default_gateway_v6),
+        ):
+            if not bip and not part:
+                continue
+            from ipaddress import ip_interface
+
+            net = ip_interface(bip or part)
+            address = str(net.ip) if bip else ""
+            subnets.append(IpamConfig(subnet=str(net.network), ip_range=part, gateway=gateway or address))
+        return subnets
+
+    def create(
+        self,
+        name: str,
+        *,
+        driver: str = "",
+        configs: builtins.list[IpamConfig] | None = None,
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        internal: bool = False,
+        ipv6: bool = False,
+        attachable: bool = False,
+    ) -> NetworkRecord:
+        """Make a network, on the host too, so that what is wrong shows now.
+
+        Raises:
+            Conflict: the name is taken, or a subnet overlaps one of ours or of the host.
+            ConfigError: bad words; a driver whose networks users do not make.
+        """
+        if not name or not name[0].isalnum() or not all(c.isalnum() or c in "_.-" for c in name) or not name.isascii():
+            raise ConfigError(
+                f"invalid network name {name!r}: only a-z A-Z 0-9 _ . - are allowed, the first not a sign"
+            )
+        driver = driver or self.engine.default_driver("network")
+        opened = self.engine.network_driver(driver)
+        if opened.capabilities & {NetworkCapability.SINGLETON, NetworkCapability.REFERENCE}:
+            raise ConfigError(
+                f"network driver {driver} has one network only, which is there already: use it by its name"
+            )
+        if internal and NetworkCapability.INTERNAL not in opened.capabilities:
+            raise opened.unsupported(NetworkCapability.INTERNAL)
+        if ipv6 and NetworkCapability.IPV6 not in opened.capabilities:
+            raise opened.unsupported(NetworkCapability.IPV6)
+        with self._lock():
+            if name == DEFAULT or self.engine.state.find("network", NetworkRecord, name=name) is not None:
+                raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
+            record = self._add(
+                name, driver, configs=configs or [], options=options or {}, labels=labels or {},
+                internal=internal, ipv6=ipv6, attachable=attachable,
+            )  # fmt: skip
+        try:
+            opened.create_network(network=self._network(record))
+        except BaseException:
+            self._remove(record)
+            raise
+        self.engine.state.event("network", "create", record.id, name=name, type=driver)
+        return record
+
+    def _add(
+        self,
+        name: str,
+        driver: str,
+        *,
+        configs: builtins.list[IpamConfig],
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        internal: bool = False,
+        ipv6: bool = False,
+        attachable: bool = False,
+    ) -> NetworkRecord:
+        record = NetworkRecord(
+            name=name, id=os.urandom(32).hex(), created=now(), driver=driver, options=options or {},
+            labels=labels or {}, internal=internal, enable_ipv6=ipv6, attachable=attachable,
+        )  # fmt: skip
+        record.ipam.config = configs
+        record.ipam.config = self._settle_subnets(record)
+        self.engine.state.add("network", record, id=record.id, name=name)
+        return record
+
+    def remove(self, reference: str) -> None:
+        """Remove a network from the host and from the records.
+
+        Raises:
+            Conflict: containers are on it, or it is one that is always there.
+        """
+        record = self.get(reference)
+        opened = self.engine.network_driver(record.driver)
+        if record.name == DEFAULT or NetworkCapability.SINGLETON in opened.capabilities:
+            raise Conflict(f"{record.name} is a pre-defined network and cannot be removed")
+        users = [c.name for c in self.engine.containers.list() if record.name in c.network_settings.networks]
+        if users:
+            raise Conflict(
+                f"network {record.name} has active endpoints: {', '.join(sorted(users))}; stop or disconnect them first"
+            )
+        self._remove(record)
+        self.engine.state.event("network", "destroy", record.id, name=record.name, type=record.driver)
+
+    def _remove(self, record: NetworkRecord) -> None:
+        self.engine.network_driver(record.driver).delete_network(network=self._network(record))
+        if record.ipam.config:
+            self.ipam.forget(self._network(record))
+        self.engine.state.delete("network", id=record.id)
+
+    def inspect(self, reference: str) -> NetworkRecord:
+        """Return a network's record with the containers that are on it now."""
+        record = self.get(reference)
+        for container in self.engine.containers.list():
+            place = container.network_settings.networks.get(record.name)
+            if place is not None and place.endpoint_id:
+                record.containers[container.id] = {
+                    "Name": container.name,
+                    "EndpointID": place.endpoint_id,
+                    "MacAddress": place.mac_address,
+                    "IPv4Address": f"{place.ip_address}/{place.ip_prefix_len}" if place.ip_address else "",
+                    "IPv6Address": (
+                        f"{place.global_ipv6_address}/{place.global_ipv6_prefix_len}"
+                        if place.global_ipv6_address
+                        else ""
+                    ),
+                }
+        return record
+
+    # What a container asks for
+
+    def check(self, container: Container) -> None:
+        """Refuse, when a container is made, what its network mode cannot give, and settle its list of networks.
+
+        Raises:
+            ConfigError: words that contradict each other, named.
+            NotFound: no such network, driver or container.
+        """
+        host, settings = container.host_config, container.network_settings
+        mode, _, reference = host.network_mode.partition(":")
+        if reference:
+            opened = self.engine.network_driver(mode)
+            if NetworkCapability.REFERENCE not in opened.capabilities:
+                raise ConfigError(f"network driver {mode} takes nothing after a colon: write --network {mode}")
+            host.network_mode = f"{mode}:{self.engine.containers.get(reference).id}"
+            self._refuse_with(container, host.network_mode, publish=True, names=True)
+            settings.networks = {}
+            return
+        record = self.get(host.network_mode)
+        opened = self.engine.network_driver(record.driver)
+        if NetworkCapability.L2 not in opened.capabilities:
+            place = settings.networks.get(record.name)
+            self._refuse_with(container, record.name, publish=False, names=False)
+            if place is not None and (place.ipam_config or place.aliases):
+                raise ConfigError(f"--ip and --network-alias need a network with addresses: {record.name} has none")
+        settings.networks.setdefault(record.name, EndpointSettings())
+        for name, place in settings.networks.items():
+            self._check_place(self.get(name), place)
+
+    @staticmethod
+    def _refuse_with(container: Container, mode: str, *, publish: bool, names: bool) -> None:
+        host, config = container.host_config, container.config
+        asked = {
+            "--publish": publish and (host.port_bindings or host.publish_all_ports),
+            "--hostname": names and config.hostname,
+            "--dns": names and (host.dns or host.dns_search or host.dns_options),
+            "--add-host": names and host.extra_hosts,
+            "--network-alias or --ip": names and any(
+                p.aliases or p.ipam_config for p in container.network_settings.networks.values()
+            ),
+        }  # fmt: skip
+        for flag, given in asked.items():
+            if given:
+                raise ConfigError(f"conflicting options: {flag} and --network {mode[:30]}: the other container decides")
+
+    def _check_place(self, record: NetworkRecord, place: EndpointSettings) -> None:
+        place.network_id = record.id
+        if record.name == DEFAULT and place.aliases:
+            raise ConfigError(
+                "network-scoped aliases are only supported for user-defined networks: `transom network create`"
+            )
+        asked = {k: v for k, v in (place.ipam_config or {}).items() if v}
+        if asked and record.name == DEFAULT:
+            raise ConfigError(
+                "a fixed address (--ip) is only supported on user-defined networks: `transom network create`"
+            )
+
+    # A container's run
+
+    def namespace(self, container: Container, *, proc: int) -> Place:
+        """Give the container its network namespace.
+
+        Args:
+            proc: a descriptor of the host's /proc, where another container's namespace is found.
+        """
+        mode, _, reference = container.host_config.network_mode.partition(":")
+        driver = mode if reference else self.get(mode).driver
+        endpoint = Endpoint(id=container.id, container=container.id, reference=reference or None)
+        netns = self.engine.network_driver(driver).netns(endpoint=endpoint)
+        if netns.kind is NetnsKind.HOST:
+            return Place(fd=-1, own=False)
+        if netns.kind is NetnsKind.CONTAINER:
+            other = self.engine.state.container(netns.of or "")
+            if not other.state.pid:
+                raise Conflict(f"cannot join the network of container {other.name}: it is not running; start it first")
+            fd = os.open(f"{other.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            return Place(fd=fd, own=False)
+        from transom.services.netns import create
+
+        return Place(fd=create(), own=True)
+
+    def join(self, container: Container, netns: int) -> None:
+        """Join the container to each of its networks and publish its ports; `leave` undoes it, however far it got."""
+        places = container.network_settings.networks
+        gateway = next((name for name, p in places.items() if self._has_gateway(name)), "")
+        for name, place in places.items():
+            self._join_one(container, name, place, netns, gateway=name == gateway)
+        self._publish(container, gateway or next(iter(places), ""))
+
+    def _has_gateway(self, name: str) -> bool:
+        record = self.get(name)
+        return not record.internal and any(config.gateway for config in record.ipam.config)
+
+    def _join_one(self, container: Container, name: str, place: EndpointSettings, netns: int, *, gateway: bool) -> None:
+        record = self.get(name)
+        driver, network = self.engine.network_driver(record.driver), self._network(record)
+        driver.create_network(network=network)
+        place.network_id, place.endpoint_id = record.id, place.endpoint_id or os.urandom(32).hex()
+        # On record before the driver acts: a crash in between is cleared away by what it says.
+        self.engine.state.save_container(container)
+        endpoint = self._allocate(container, record, network, place, driver, gateway=gateway)
+        attachment = driver.attach(network=network, endpoint=endpoint, netns=netns)
+        _note(place, attachment)
+        self.engine.state.event("network", "connect", record.id, container=container.id, name=name, type=record.driver)
+
+    def _allocate(
+        self,
+        container: Container,
+        record: NetworkRecord,
+        network: Network,
+        place: EndpointSettings,
+        driver: NetworkDriver,
+        *,
+        gateway: bool,
+    ) -> Endpoint:
+        asked = place.ipam_config or {}
+        static = [asked[key] for key in ("IPv4Address", "IPv6Address") if asked.get(key)]
+        endpoint = Endpoint(
+            id=place.endpoint_id,
+            container=container.id,
+            names=(container.name, container.id[:12], *(place.aliases or [])),
+            static=bool(static),
+            mac=asked.get("MacAddress") or None,
+            gateway=gateway,
+            options=self._options(record.driver, driver.EndpointOptions, place.driver_opts or {}, "--driver-opt"),
+        )
+        endpoint = msgspec.structs.replace(endpoint, addresses=tuple(static))
+        if NetworkCapability.ADDRESSES in driver.capabilities:
+            return driver.allocate(network=network, endpoint=endpoint)
+        return self.ipam.allocate(network, endpoint) if network.subnets else endpoint
+
+    def _publish(self, container: Container, name: str) -> None:
+        ports = list(self._ports(container))
+        settings = container.network_settings
+        settings.ports = dict.fromkeys(container.config.exposed_ports)
+        if not ports or not name:
+            return
+        record, place = self.get(name), settings.networks[name]
+        driver = self.engine.network_driver(record.driver)
+        if NetworkCapability.PUBLISH not in driver.capabilities:
+            return  # Docker's word: published ports are discarded when using host network mode
+        bound = driver.publish(network=self._network(record), endpoint=_endpoint(container, place), ports=tuple(ports))
+        for port in bound:
+            key = f"{port.container}/{port.protocol}"
+            listed = settings.ports.get(key) or []
+            settings.ports[key] = [*listed, PortBinding(host_ip=port.address, host_port=str(port.host))]
+
+    def _ports(self, container: Container) -> Iterator[Port]:
+        host = container.host_config
+        for key, bindings in host.port_bindings.items():
+            number, _, protocol = key.partition("/")
+            for binding in bindings:
+                first, _, last = binding.host_port.partition("-")
+                address = binding.host_ip or ("" if self.engine.config.ip == "0.0.0.0" else self.engine.config.ip)
+                yield Port(
+                    container=int(number), protocol=protocol or "tcp", host=int(first or 0), host_end=int(last or 0),
+                    address=address,
+                )  # fmt: skip
+        if host.publish_all_ports:
+            for key in container.config.exposed_ports:
+                if key not in host.port_bindings:
+                    number, _, protocol = key.partition("/")
+                    yield Port(container=int(number), protocol=protocol or "tcp")
+
+    def leave(self, container: Container) -> None:
+        """Take the container off its networks. Safe when it never joined, and after its namespace is gone."""
+        for name, place in container.network_settings.networks.items():
+            if place.endpoint_id:
+                self._leave_one(container, name, place)
+
+    def _leave_one(self, container: Container, name: str, place: EndpointSettings) -> None:
+        try:
+            record = self.get(name)
+        except NotFound:
+            return
+        driver, network = self.engine.network_driver(record.driver), self._network(record)
+        endpoint = _endpoint(container, place)
+        driver.detach(network=network, endpoint=endpoint)
+        if NetworkCapability.ADDRESSES in driver.capabilities:
+            driver.release(network=network, endpoint=endpoint)
+        self.engine.state.event(
+            "network", "disconnect", record.id, container=container.id, name=name, type=record.driver
+        )
+
+    def forget(self, container: Container) -> None:
+        """Give the container's addresses back and clear what its record says of its run; the caller saves it."""
+        settings = container.network_settings
+        for name, place in settings.networks.items():
+            if place.endpoint_id:
+                self._release(name, place)
+        settings.ports = {}
+        settings.networks = {
+            name: EndpointSettings(
+                aliases=place.aliases,
+                ipam_config=place.ipam_config,
+                driver_opts=place.driver_opts,
+                network_id=place.network_id,
+            )
+            for name, place in settings.networks.items()
+        }
+
+    def _release(self, name: str, place: EndpointSettings) -> None:
+        self.ipam.release(Network(id=place.network_id, name=name), Endpoint(id=place.endpoint_id, container=""))
+
+    # While it runs
+
+    def connect(self, reference: str, container: Container, place: EndpointSettings) -> None:
+        """Put a container on one more network, at once when it runs.
+
+        Raises:
+            Conflict: it is on it already.
+            ConfigError: its network mode, or the network's driver, does not allow it.
+        """
+        record = self.get(reference)
+        with self.engine.lock(container.id):
+            container = self.engine.state.container(container.id)
+            self._check_connectable(container, record)
+            if record.name in container.network_settings.networks:
+                raise Conflict(f"container {container.name} is already on network {record.name}")
+            self._check_place(record, place)
+            container.network_settings.networks[record.name] = place
+            if container.state.pid:
+                with _netns_of(container) as netns:
+                    try:
+                        self._join_one(container, record.name, place, netns, gateway=False)
+                    except BaseException:
+                        self._leave_one(container, record.name, place)
+                        del container.network_settings.networks[record.name]
+                        self.engine.state.save_container(container)
+                        raise
+            self.engine.state.save_container(container)
+
+    def _check_connectable(self, container: Container, record: NetworkRecord) -> None:
+        mode = container.host_config.network_mode
+        for name in (mode, record.name):
+            driver = name.partition(":")[0] if ":" in name else self.get(name).driver
+            if NetworkCapability.HOT_PLUG not in self.engine.network_driver(driver).capabilities:
+                raise ConfigError(
+                    f"container {container.name} cannot be connected to {record.name}:"
+                    f" network {name[:30]} shares or isolates its namespace whole"
+                )
+
+    def disconnect(self, reference: str, container: Container, *, force: bool = False) -> None:
+        """Take a container off a network, at once when it runs; with `force` being off it already is no error."""
+        record = self.get(reference)
+        with self.engine.lock(container.id):
+            container = self.engine.state.container(container.id)
+            place = container.network_settings.networks.get(record.name)
+            if place is None:
+                if force:
+                    return
+                raise Conflict(f"container {container.name} is not on network {record.name}")
+            if place.endpoint_id:
+                self._leave_one(container, record.name, place)
+                self._release(record.name, place)
+            del container.network_settings.networks[record.name]
+            self.engine.state.save_container(container)
+
+    # Between records and contracts
+
+    @cached_property
+    def ipam(self) -> Ipam:
+        """Core's address management, over its own database."""
+        from transom.services.ipam import DEFAULT_POOLS, Ipam
+
+        pools = [(pool.base, pool.size) for pool in self.engine.config.default_address_pools]
+        return Ipam(self.engine.state_dir / "ipam.db", pools=pools or DEFAULT_POOLS)
+
+    def _settle_subnets(self, record: NetworkRecord) -> builtins.list[IpamConfig]:
+        """Reserve the network's subnets with core's IPAM, where the driver has endpoints with addresses of it."""
+        capabilities = self.engine.network_driver(record.driver).capabilities
+        if NetworkCapability.L2 not in capabilities or NetworkCapability.ADDRESSES in capabilities:
+            return record.ipam.config
+        settled = self.ipam.settle(self._network(record), ipv4=True, ipv6=record.enable_ipv6)
+        return [
+            IpamConfig(
+                subnet=s.pool, gateway=s.gateway or "", ip_range=s.range or "", auxiliary_addresses=s.reserved
+            )
+            for s in settled.subnets
+        ]  # fmt: skip
+
+    def _network(self, record: NetworkRecord) -> Network:
+        driver = self.engine.network_driver(record.driver)
+        defaults, _ = self.engine.config.options("network", record.driver)
+        config = self.engine.config
+        return Network(
+            id=record.id,
+            name=record.name,
+            options=self._options(record.driver, driver.NetworkOptions, {**defaults, **record.options}, "--opt"),
+            subnets=tuple(
+                Subnet(
+                    pool=c.subnet, gateway=c.gateway or None, range=c.ip_range or None, reserved=c.auxiliary_addresses
+                )
+                for c in record.ipam.config
+            ),
+            internal=record.internal,
+            default=record.name == DEFAULT,
+            mtu=(config.mtu or None) if record.name == DEFAULT else None,
+            labels=record.labels,
+        )
+
+    def _options(self, driver: str, struct: type[msgspec.Struct], words: dict[str, str], where: str) -> Any:
+        from transom.services.options import convert
+
+        return convert(driver=self.engine.drivers.load("network", driver), options=words, struct=struct, where=where)
+
+    def _lock(self) -> Lock:
+        return self.engine.lock("networks")
+
+
+def _endpoint(container: Container, place: EndpointSettings) -> Endpoint:
+    pairs = ((place.ip_address, place.ip_prefix_len), (place.global_ipv6_address, place.global_ipv6_prefix_len))
+    return Endpoint(
+        id=place.endpoint_id,
+        container=container.id,
+        addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
+        mac=place.mac_address or None,
+    )
+
+
+def _note(place: EndpointSettings, attachment: Attachment) -> None:
+    place.mac_address = attachment.mac or ""
+    for address in attachment.addresses:
+        text, _, prefix = address.partition("/")
+        if ":" in text:
+            place.global_ipv6_address, place.global_ipv6_prefix_len = text, int(prefix)
+        else:
+            place.ip_address, place.ip_prefix_len = text, int(prefix)
+    place.gateway = next((g for g in attachment.gateways if ":" not in g), "")
+    place.ipv6_gateway = next((g for g in attachment.gateways if ":" in g), "")
+
+
+@contextmanager
+def _netns_of(container: Container) -> Iterator[int]:
+    fd = os.open(f"/proc/{container.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
