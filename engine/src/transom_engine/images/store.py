@@ -383,9 +383,9 @@ class ImageStore:
     @contextmanager
     def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         db = self._db
-        with self._mutex, _faults(self._path), database.durably(db) if durable else nullcontext():
-            with database.transaction(db):
-                yield db
+        durably = database.durably(db) if durable else nullcontext()
+        with self._mutex, _faults(self._path), durably, database.transaction(db):
+            yield db
 
 
 def timestamp(seconds: float) -> str:
