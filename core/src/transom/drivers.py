@@ -219,7 +219,7 @@ class Drivers:
                 return name
             reasons.append(f"{name}: {probe.reason}")
         tried = "; ".join(reasons) or f"none of {choices(order)} is installed"
-        raise NotSupported(f"no usable {kind} driver: {tried}; name another in the config as {kind}-driver")
+        raise NotSupported(f"no usable {kind} driver: {tried}; `transom drivers ls` shows all, the config can name one")
 
     def probe(self, kind: str, name: str) -> Probe:
         """Ask a driver, with default options, whether this host can run it; a driver that fails to say cannot."""
@@ -286,7 +286,9 @@ def _find(kind: str, name: str) -> tuple[Installed, Any]:
         extension: Any = DriverManager(
             group, name, on_load_failure_callback=_raise_broken, warn_on_missing_entrypoint=False
         ).extensions[0]
-        return _describe(kind, extension.entry_point), extension.plugin
+        # stevedore's cached entry points have lost their distribution.
+        point = next(iter(entry_points(group=group, name=name)), extension.entry_point)
+        return _describe(kind, point), extension.plugin
     except MultipleMatches:
         owners = "; ".join(f"{d.distribution} {d.version} ({d.target})" for d in installed(kind) if d.name == name)
         raise ConfigError(f"{kind} driver {name!r} is provided more than once: {owners}; uninstall one") from None
@@ -350,7 +352,7 @@ def _option_faults(cls: type[Driver]) -> Generator[str, None, None]:
         for field in msgspec.structs.fields(struct):
             if field.required:
                 yield f"{key}.{field.name} must have a default"
-            if field.encode_name not in cls.option_docs:
+            if not {field.name, field.encode_name} & cls.option_docs.keys():
                 yield f"option_docs must describe {field.encode_name!r}"
 
 

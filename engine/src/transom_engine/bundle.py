@@ -45,7 +45,6 @@ def write_bundle(
         rootfs=rootfs,
         netns=netns,
         own_netns=not container.host_config.network_mode.startswith("container:"),
-        hostname=os.uname().nodename if netns is None and not container.config.hostname else "",
         files=network_files(engine, container, host_network=netns is None),
         cgroups_path=cgroup if engine.runtime.manages_cgroups else "",
         default_ulimits=[Ulimit(name=n, soft=u.soft, hard=u.hard) for n, u in config.default_ulimits.items()],

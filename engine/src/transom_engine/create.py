@@ -54,8 +54,9 @@ def prepare(
     )
     _settle_log(engine, container)
     engine.networks.check(container)
-    if not merged.hostname and host.uts_mode != "host":
-        merged.hostname = container.id[:12]
+    if not merged.hostname:
+        shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
+        merged.hostname = os.uname().nodename if shares else container.id[:12]
     resources = resources_of(host)
     warnings = check(resources, cpus=os.cpu_count() or 1)
     refused = engine.limits(limits_driver).unsupported_resources(resources=resources)

@@ -324,6 +324,13 @@ class Networks:
                 "a fixed address (--ip) is only supported on user-defined networks: `transom network create`"
             )
 
+    def shares_host(self, mode: str) -> bool:
+        """Say whether a container of that network mode is in the host's own network namespace."""
+        if ":" in mode:
+            return False
+        driver = self.engine.network_driver(self.get(mode).driver)
+        return driver.netns(endpoint=Endpoint(id="", container="")).kind is NetnsKind.HOST
+
     # A container's run
 
     def namespace(self, container: Container, *, proc: int) -> Place:

@@ -39,7 +39,7 @@ def current() -> int:
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def inside(netns: int, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def inside(netns: int, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     """Call `function` in a throw-away thread inside the namespace, and return or raise what it does.
 
     Sockets opened inside stay in the namespace wherever they are used later. Child processes start inside.
