@@ -458,20 +458,21 @@ class LimitsSuite(Suite):
 
     @requires(Has.CPU_QUOTA)
     def test_half_a_cpu_is_half_a_cpu(self, groups: Groups) -> None:
-        group = groups.make(Resources(cpu_period=20_000, cpu_quota=10_000))
-        best = 0.0
-        for _ in range(4):  # a busy host can give less than the limit, never more
-            program = group.start(SPIN, 1.5)
-            share = float(say(program, "go"))
-            assert share <= 0.55
-            best = max(best, share)
-            if best >= 0.45:
+        free, held = groups.make(), groups.make()
+        tried = []
+        for _ in range(4):  # a busy host may give less than the limit, never more
+            available = float(say(free.start(SPIN, 0.7), "go"))
+            half = min(available, 1.0) / 2  # on a quiet host: of a whole CPU
+            groups.driver.update(id=held.id, resources=Resources(cpu_period=100_000, cpu_quota=int(half * 100_000)))
+            share = float(say(held.start(SPIN, 2), "go"))
+            assert share <= 1.1 * half + 0.01
+            tried.append(share / half)
+            if tried[-1] >= 0.9:
                 break
-        assert best >= 0.45
-        stats = groups.driver.stats(id=group.id)
-        assert stats.cpu_throttled_periods > 10
-        assert stats.cpu_periods >= stats.cpu_throttled_periods
-        assert stats.cpu_throttled > 0
+        assert max(tried) >= 0.9
+        stats = groups.driver.stats(id=held.id)
+        assert stats.cpu_periods >= stats.cpu_throttled_periods >= 5
+        assert stats.cpu_throttled > 100_000_000
 
     @requires(Has.CPU_SHARES, Has.CPUSET)
     def test_two_to_one_shares_are_two_to_one_when_they_compete(self, groups: Groups) -> None:
@@ -688,7 +689,8 @@ print(sorted(ran))
         assert before < start.time < end.time <= time.time_ns()
         if end.cpu is not None:
             assert end.cpu - start.cpu >= 0.9 * used
-            assert (end.cpu_user or 0) + (end.cpu_system or 0) <= end.cpu * 1.05 + 20_000_000
+            # The parts are counted in clock ticks, which a busy host spreads unevenly.
+            assert (end.cpu_user or 0) + (end.cpu_system or 0) <= end.cpu * 1.5 + 50_000_000
         if end.memory is not None:
             assert 50 * MB <= end.memory <= 200 * MB
             assert end.memory_cache <= end.memory <= end.memory_max

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
@@ -99,7 +100,7 @@ class Offered:
     def hugepage_sizes(self) -> frozenset[str]:
         """The sizes that can be limited, as in "2MB"."""
         names = os.listdir(self.points["hugetlb"]) if "hugetlb" in self.points else []
-        return frozenset(name.split(".")[1] for name in names if name.endswith(".limit_in_bytes"))
+        return frozenset(name.split(".")[1] for name in names if re.fullmatch(r"hugetlb\.\w+\.limit_in_bytes", name))
 
     def _offers(self, capability: Has) -> bool:
         file = _EVIDENCE[capability]
@@ -247,15 +248,25 @@ def _number(text: str) -> int:
 
 
 def _grant_realtime(path: str, runtime: int) -> None:
-    """Give the parents the real-time runtime of the root: a group can have no more than they (sched-rt-group)."""
-    parents, directory = [], os.path.dirname(os.path.dirname(path))
-    while os.path.exists(f"{directory}/cpu.rt_runtime_us"):
-        parents.append(directory)
-        directory = os.path.dirname(directory)
-    whole = read(parents[-1], "cpu.rt_runtime_us")
-    for parent in reversed(parents[:-1]):
-        if int(read(parent, "cpu.rt_runtime_us")) < runtime:
-            write(f"{parent}/cpu.rt_runtime_us", whole)
+    """Raise the parents' real-time runtime to what this group and its siblings need (scheduler/sched-rt-group.rst).
+
+    A new group has none, and the shares of the period of all children must fit into that of their parent.
+    """
+    group, share = os.path.dirname(path), runtime / int(read(os.path.dirname(path), "cpu.rt_period_us"))
+    grants = []
+    while os.path.exists(f"{os.path.dirname(os.path.dirname(group))}/cpu.rt_runtime_us"):  # the root is left alone
+        parent = os.path.dirname(group)
+        siblings = [entry.path for entry in os.scandir(parent) if entry.is_dir() and entry.path != group]
+        share += sum(map(_realtime_share, siblings))
+        if share > _realtime_share(parent):
+            grants.append((parent, int(share * int(read(parent, "cpu.rt_period_us"))) + 1))
+        group = parent
+    for parent, needed in reversed(grants):
+        write(f"{parent}/cpu.rt_runtime_us", str(needed))
+
+
+def _realtime_share(group: str) -> float:
+    return int(read(group, "cpu.rt_runtime_us")) / int(read(group, "cpu.rt_period_us"))
 
 
 def _old(path: str, value: str) -> str:
