@@ -95,13 +95,13 @@ class Bridge(NetworkDriver):
     NetworkOptions = BridgeOptions
     EndpointOptions = BridgeEndpointOptions
     option_docs: ClassVar[dict[str, str]] = {
-        "bridge": "Name of the bridge on the host; one that exists is used and kept.",
-        "masquerade": "Whether what leaves the network gets the host's address.",
-        "icc": "Whether containers on the network reach each other other than by published ports.",
-        "host_binding": "Address of the host at which ports are published unless one is named.",
-        "mtu": "Largest packet in bytes; 0 takes that of the interfaces with the default routes.",
-        "prefix": "What names of interfaces in containers start with.",
-        "interface": "Name of the interface in the container.",
+        "com.docker.network.bridge.name": "Name of the bridge on the host; one that exists is used and kept.",
+        "com.docker.network.bridge.enable_ip_masquerade": "Whether what leaves the network gets the host's address.",
+        "com.docker.network.bridge.enable_icc": "Whether containers reach each other beyond published ports.",
+        "com.docker.network.bridge.host_binding_ipv4": "Host address where ports are published unless one is named.",
+        "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes that of the ways out of the host.",
+        "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
+        "com.docker.network.endpoint.ifname": "Name of the interface in the container.",
     }
 
     def probe(self) -> Probe:

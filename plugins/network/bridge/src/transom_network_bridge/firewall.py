@@ -123,6 +123,8 @@ _NEWTABLE, _GETTABLE, _DELTABLE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 0, 1, 2
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _KEY, _DATA, _USERDATA, _VALUE = 1, 2, 3, 1, 2, 6, 1
+_CONNTRACK, _CT_GET, _CT_DELETE = 1 << 8, 1, 2
+_CT_ORIGINAL, _CT_PROTOCOL, _CT_NUMBER, _CT_DESTINATION_PORT, _CT_ID = 1, 2, 1, 3, 12
 _PER_MESSAGE = 200  # an attribute's length is a 16-bit number
 
 SETS = (
@@ -197,11 +199,38 @@ class Firewall:
         messages = [*_change(_DELSETELEM, ACK, remove), *_change(_NEWSETELEM, ACK | CREATE | EXCL, add)]
         if messages:
             self._batch(*messages)
+        flows = {published(element) for element in (*add, *remove) if element.set in PORT_MAPS}
+        _forget_flows({(protocol, port) for protocol, _, port in flows if protocol != "tcp"})
 
     def _batch(self, *messages: Message) -> None:
         frame = struct.pack("=BB", 0, 0) + struct.pack("!H", 10)
         with Session(_NETFILTER) as session:
             session.request((_BATCH_BEGIN, 0, frame), *messages, (_BATCH_END, 0, frame))
+
+
+def _forget_flows(ports: set[tuple[str, int]]) -> None:
+    """Let the kernel decide anew where packets to these host ports go (conntrack, nf_conntrack_netlink).
+
+    It asks the table only for the first packet of a flow. A client that keeps sending would go on reaching a
+    container that is gone, or nobody.
+    """
+    keys = {(PROTOCOLS[protocol], struct.pack("!H", port)) for protocol, port in ports}
+    if not keys:
+        return
+    with Session(_NETFILTER) as session:
+        try:
+            bodies = session.dump(_CONNTRACK | _CT_GET, bytes(4))
+        except OSError:
+            return  # a kernel without CONFIG_NF_CT_NETLINK; flows end by themselves after 30 s of silence
+        for body in bodies:
+            values = attributes(body[4:])
+            flow = attributes(attributes(values[_CT_ORIGINAL])[_CT_PROTOCOL])
+            if (flow[_CT_NUMBER][0], flow.get(_CT_DESTINATION_PORT, b"")) in keys:
+                original = nested(_CT_ORIGINAL, values[_CT_ORIGINAL]) + attribute(_CT_ID, values[_CT_ID])
+                try:
+                    session.request((_CONNTRACK | _CT_DELETE, ACK, body[:4] + original))
+                except FileNotFoundError:
+                    continue  # it ended by itself
 
 
 def _header() -> bytes:

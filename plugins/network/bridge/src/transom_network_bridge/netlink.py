@@ -96,6 +96,8 @@ class Session:
 
         Those after a refused one are carried out all the same, except in a batch of nftables.
         """
+        if not messages:
+            return
         self._send(messages)
         failed: OSError | None = None
         try:
