@@ -19,15 +19,15 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import pytest
 
-from transom.contract.storage import Change, ChangeKind, State, StorageCapability
-from transom.errors import ConfigError, Conflict, NotFound, NotSupported
+from transom.contract.storage import Change, ChangeKind, State, Storage, StorageCapability
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, TransomError
 from transom.services.snapshots import Snapshots
 from transom_conformance.suite import Suite, World, undeclared
 
@@ -174,10 +174,21 @@ class Layers:
 
     def remove_all(self) -> None:
         """Remove every layer, children first, and make sure that nothing of any is left."""
+        ids = set()
         for layer in reversed(list(self.snapshots.walk())):
+            ids.add(layer.id)
             self.snapshots.remove(layer.key)
         assert self.driver.owned() == frozenset(), "the driver still owns layers that were removed"
         assert self.snapshots.check() == []
+        assert self.remains(ids) == [], "something of removed layers is left on disk"
+
+    def remains(self, ids: Iterable[str]) -> list[str]:
+        """List what has one of these ids in its name, anywhere in the driver's directories."""
+        found = []
+        for place in (self.driver.root, self.driver.run):
+            for directory, names, files in os.walk(place):
+                found += [os.path.join(directory, n) for n in (*names, *files) if any(id in n for id in ids)]
+        return found
 
 
 def scribble(top: Path, seed: int, *, steps: int = 60) -> None:
@@ -366,6 +377,51 @@ def killed_at(function: Callable[[], object], step: int) -> bool:
     code = wait(fork(run))
     assert code in {0, -signal.SIGKILL}, f"the operation failed in the child (exit code {code}), see its trace"
     return code != 0
+
+
+def faulted_at(function: Callable[[], object], step: int, code: int) -> tuple[bool, int]:
+    """Run `function` in a child in which the `step`-th call into the system fails with errno `code`, once.
+
+    Returns whether it got that far, and how `function` took it: 0 without an error, 2 with a `TransomError`, 3 with
+    an `OSError`.
+    """
+    ready, tell = os.pipe()
+
+    def fail(seen: int) -> None:
+        if seen == step:
+            os.write(tell, b"!")
+            raise OSError(code, os.strerror(code))
+
+    def run() -> None:
+        _on_each_call(fail)
+        try:
+            function()
+        except TransomError:
+            os._exit(2)
+        except OSError:
+            os._exit(3)
+
+    outcome = wait(fork(run))
+    os.close(tell)
+    with os.fdopen(ready, "rb") as answer:
+        return answer.read() == b"!", outcome
+
+
+def _wait_for_detached(image: Path) -> None:
+    """Wait until no loop device has the file any more: the kernel lets go a moment after the unmount."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        backing = [file for file in Path("/sys/block").glob("loop*/loop/backing_file") if _read(file) == str(image)]
+        if not backing:
+            return
+        time.sleep(0.01)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 class StorageSuite(Suite):
@@ -1586,6 +1642,180 @@ class StorageSuite(Suite):
                 assert len(again.driver.owned()) == 1
             finally:
                 again.close()
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+    def test_whatever_fails_once_the_layer_is_absent_or_whole(self, layers: Layers, code: int) -> None:
+        """61: each call into the system fails in turn; the error is in words and everything goes on."""
+        layers.committed("base", fill=put(**{f"f{n}": str(n) for n in range(3)}, d__e="1"))
+        base = layers.tree("base")
+        layers.active("child", "base")
+        layers.snapshots.commit("child", "done")
+        layers.snapshots.remove("done")
+        layers.close()
+
+        def prepare() -> None:
+            Snapshots(layers.world.open()).prepare("child", "base")
+
+        def commit() -> None:
+            Snapshots(layers.world.open()).commit("child", "done")
+
+        def remove() -> None:
+            Snapshots(layers.world.open()).remove("child")
+
+        for operation in (prepare, commit, remove):
+            step = calls_of(lambda: Snapshots(layers.world.open()).exists("base"))
+            reached = True
+            while reached:
+                step += 1
+                again = Layers(layers.world)
+                if operation is not prepare:
+                    again.active("child", "base")
+                reached, outcome = faulted_at(operation, step, code)
+                where = f"{operation.__name__}, failed at step {step}"
+                assert outcome in {0, 2, 3}, where
+                try:
+                    again.snapshots.recover()
+                    assert again.snapshots.check() == [], where
+                    whole = {layer.key for layer in again.snapshots.walk()}
+                    expected = {prepare: {"child"}, commit: {"done"}, remove: set()}[operation]
+                    assert outcome != 0 or whole == expected | {"base"}, where
+                    for key in sorted(whole):
+                        assert again.tree(key) == base, f"{key} after {where}"
+                    for key in ("child", "done"):
+                        again.snapshots.remove(key)
+                    assert len(again.driver.owned()) == 1, where
+                finally:
+                    again.close()
+
+    def test_a_driver_tells_failures_in_words(self, layers: Layers) -> None:
+        """72: whatever fails inside prepare, commit or remove arrives as a `TransomError`, and remove clears up."""
+        layers.committed("base", fill=put(a="1", d__b="2"))
+        base = layers.snapshots.stat("base").id
+        driver = layers.driver
+        id = "e" * 20
+
+        def prepare() -> None:
+            driver.prepare(id=id, parents=(base,), size=None, idmap=None)
+
+        def commit() -> None:
+            driver.commit(id=id, parents=(base,))
+
+        def remove() -> None:
+            driver.remove(id=id)
+
+        for operation in (prepare, commit, remove):  # what they import is imported now
+            operation()
+        inherited = type(driver).commit is Storage.commit  # core's own body, and core's to put into words
+        for operation in (prepare, remove) if inherited else (prepare, commit, remove):
+            step, reached = 0, True
+            while reached:
+                step += 1
+                if operation is not prepare:
+                    prepare()
+                reached, outcome = faulted_at(operation, step, errno.EIO)
+                assert outcome in {0, 2}, f"{operation.__name__} let an OSError through at step {step}"
+                driver.remove(id=id)
+                assert driver.owned() == {base}
+                assert layers.remains([id]) == []
+
+    def test_a_full_disk_is_survived(self, world: World) -> None:
+        """52: what does not fit fails; everything is removable while it is full; then there is space again."""
+        from transom.services.mounts import mount, privately
+
+        mebibyte = 1 << 20
+        small = world.path / "small"
+        small.mkdir()
+
+        def fill(top: Path) -> None:
+            with open(top / "large", "wb", buffering=0) as file:
+                for _ in range(64):
+                    if file.write(bytes(mebibyte)) != mebibyte:
+                        file.write(b"x")
+
+        def run() -> bool:
+            mount("tmpfs", str(small), "tmpfs", data="size=24m")
+            world.path = small
+            layers = Layers(world)
+            try:
+                layers.committed("base", fill=put(a="1"))
+                layers.active("large", "base")
+                try:
+                    layers.inside("large", fill)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                else:
+                    return False
+                base, large = (layers.snapshots.stat(key).id for key in ("base", "large"))
+                refused = []
+                try:
+                    layers.driver.prepare(id="f" * 20, parents=(base,), size=None, idmap=None)
+                except DriverError as error:
+                    refused.append(error.errno)
+                assert refused in ([], [errno.ENOSPC])
+                for id in ("f" * 20, large):
+                    layers.driver.remove(id=id)
+                layers.snapshots.remove("large")
+                layers.active("again", "base", lambda top: (top / "f").write_bytes(bytes(mebibyte)))
+                layers.snapshots.commit("again", "again")
+                assert layers.inside("again", names_in) == ["a", "f"]
+                layers.remove_all()
+            finally:
+                layers.close()
+            return True
+
+        if not privately(run):
+            pytest.skip("the driver does not keep its layers on the file system of its root")
+
+    def test_what_was_committed_survives_a_power_loss(self, world: World) -> None:
+        """60: only what had reached the disk when commit returned is there afterwards, and it is whole."""
+        import shutil
+        import subprocess
+
+        from transom.services.mounts import privately, unmount
+
+        if not shutil.which("mkfs.ext4") or not os.path.exists("/dev/loop-control"):
+            pytest.skip("needs mkfs.ext4 and loop devices")
+        disk, copy = world.path / "disk.img", world.path / "copy.img"
+        place = world.path / "disk"
+        place.mkdir()
+        with open(disk, "wb") as file:
+            file.truncate(128 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
+        home = world.path
+
+        def attach(image: Path) -> None:
+            subprocess.run(["mount", "-o", "loop", image, place], check=True)
+
+        def run() -> None:
+            attach(disk)
+            try:
+                world.path = place
+                layers = Layers(world)
+                layers.committed("base", fill=lambda top: scribble(top, 60))
+                layers.committed("child", "base", lambda top: scribble(top, 600))
+                layers.active("unfinished", "child", put(lost="1"))
+                trees = {key: layers.tree(key) for key in ("base", "child")}
+                shutil.copyfile(disk, copy)
+                layers.close()
+            finally:
+                unmount(str(place), detach=False)
+            attach(copy)
+            try:
+                layers = Layers(world)
+                layers.snapshots.recover()
+                lines = layers.snapshots.check()
+                assert all("unfinished" in line for line in lines), lines
+                assert {key: layers.tree(key) for key in trees} == trees
+                layers.remove_all()
+                layers.close()
+            finally:
+                world.path = home
+                unmount(str(place), detach=False)
+
+        privately(run)
+        for image in (disk, copy):
+            _wait_for_detached(image)
 
     def test_a_layer_without_a_record_is_removed_and_strangers_are_left_alone(self, layers: Layers) -> None:
         """62."""
