@@ -255,8 +255,8 @@ class Drivers:
 
 
 def _search_path() -> list[tuple[str, int]]:
-    """Return what tells that a distribution came or went: sys.path with modification times."""
-    return [(path, _stamp(path)[0]) for path in sys.path if path]
+    """Return what tells that a distribution came or went: sys.path, the script's own place left out, with times."""
+    return [(path, _stamp(path)[0]) for path in sys.path[1:]]
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -837,28 +837,25 @@ def now() -> str:
 
 
 def host_pid(proc: int, supervisor: int, pid: int) -> int:
-    """Translate a pid of the supervisor's namespace to the host's.
+    """Translate a pid of the supervisor's namespace to the host's; 0 when the process has ended.
+
+    The host's /proc tells the pid behind a descriptor of ours as the host sees it (pidfd_open(2), proc(5): fdinfo).
 
     Args:
         proc: a descriptor of the host's /proc.
         supervisor: the supervisor's pid on the host.
     """
-
-    def text(path: str) -> str:
-        fd = os.open(path, os.O_RDONLY, dir_fd=proc)
-        try:
-            return os.read(fd, 1 << 16).decode()
-        finally:
-            os.close(fd)
-
     try:
-        for child in text(f"{supervisor}/task/{supervisor}/children").split():
-            for line in text(f"{child}/status").splitlines():
-                if line.startswith("NSpid:") and line.split()[2:3] == [str(pid)]:
-                    return int(child)
-    except OSError:
-        pass  # it has ended meanwhile
-    return 0
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return 0
+    info = os.open(f"{supervisor}/fdinfo/{pidfd}", os.O_RDONLY, dir_fd=proc)
+    try:
+        lines = os.read(info, 4096).decode().splitlines()
+        return next((max(0, int(line[4:])) for line in lines if line.startswith("Pid:")), 0)
+    finally:
+        os.close(info)
+        os.close(pidfd)
 
 
 def remove_runtime_state(run: str) -> None:

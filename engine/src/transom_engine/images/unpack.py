@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
-import os
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Protocol
 
-from transom.errors import Conflict, ContractError, DriverError
+from transom.errors import Conflict, ContractError, DriverError, NotFound
 from transom_engine.images.content import ContentStore
 from transom_engine.images.store import Image
 
 if TYPE_CHECKING:
     from transom.services.snapshots import Snapshots
 
+_PREFIX = "unpack-"
+
 
 class VerifiedStream(io.RawIOBase):
-    """A layer's uncompressed tar. `finish` reads what is left and raises unless all of it had the right digest."""
+    """A layer's uncompressed tar. `finish` reads what is left and raises unless all of it had the right digest.
 
-    def __init__(self, source: IO[bytes], *, diff_id: str) -> None:
+    Attributes:
+        digest: of the blob that it comes from; while it is unpacked, no other process unpacks the same blob.
+        length: how much was read, in bytes.
+    """
+
+    def __init__(self, source: IO[bytes], *, diff_id: str, digest: str) -> None:
         from hashlib import sha256
 
-        self._source, self._hash, self.diff_id = source, sha256(), diff_id
+        self._source, self._hash, self.diff_id, self.digest = source, sha256(), diff_id, digest
         self.length, self.verified = 0, False
 
     def readable(self) -> bool:
@@ -75,7 +82,11 @@ class LayerTarget(Protocol):
 
 
 class SnapshotTarget:
-    """Core's layers of one storage driver as the target."""
+    """Core's layers of one storage driver as the target.
+
+    A layer is made under a name of its own, ``unpack-BLOB-CHAIN``, and gets its chain id when it is whole and
+    verified. What a killed process left under such a name goes when the layer is next unpacked, or by `recover`.
+    """
 
     def __init__(self, snapshots: Snapshots) -> None:
         self._snapshots = snapshots
@@ -84,7 +95,8 @@ class SnapshotTarget:
         return self._snapshots.exists(chain_id)
 
     def apply(self, *, chain_id: str, parent: str | None, stream: VerifiedStream) -> int | None:
-        key = f"unpack-{os.urandom(8).hex()}"
+        key = f"{_PREFIX}{stream.digest[7:]}-{chain_id[7:]}"
+        self._snapshots.remove(key)
         self._snapshots.prepare(key, parent)
         try:
             size = self._snapshots.apply(key, stream)  # type: ignore[arg-type]  # a raw stream is an IO[bytes] but in name
@@ -94,6 +106,23 @@ class SnapshotTarget:
             self._snapshots.remove(key)
             raise
         return size
+
+    def recover(self, *, content: ContentStore) -> list[str]:
+        """Remove the layers that no process is unpacking any more; say what was removed. Idempotent."""
+        said: list[str] = []
+        for layer in self._snapshots.walk():
+            if layer.key.startswith(_PREFIX):
+                digest = f"sha256:{layer.key[len(_PREFIX) :].partition('-')[0]}"
+                try:
+                    with content.open(digest) as blob:
+                        fcntl.flock(blob, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        self._snapshots.remove(layer.key)
+                except BlockingIOError:
+                    continue
+                except NotFound:
+                    self._snapshots.remove(layer.key)
+                said.append(f"images: removed the half-unpacked layer {layer.key[len(_PREFIX) :][:12]}")
+        return said
 
 
 def unpack(
@@ -127,8 +156,12 @@ def unpack(
             if progress:
                 progress(layer.digest, "Extracting")
             with content.open(layer.digest) as blob:
-                stream = VerifiedStream(decompress(blob, subject=layer.digest), diff_id=layer.diff_id)
+                fcntl.flock(blob, fcntl.LOCK_EX)
+                plain = decompress(blob, subject=layer.digest)
+                stream = VerifiedStream(plain, diff_id=layer.diff_id, digest=layer.digest)
                 try:
+                    if layers.exists(chain_id=layer.chain_id):
+                        raise Conflict(f"layer {layer.chain_id} was unpacked by another process")
                     size = layers.apply(chain_id=layer.chain_id, parent=parent, stream=stream)
                 except Conflict:
                     if not layers.exists(chain_id=layer.chain_id):
