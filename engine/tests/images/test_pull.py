@@ -300,9 +300,7 @@ def test_a_damaged_login_file_is_named(registry, fetch, settings):
     server.add_image("app", "latest")
     with open(settings.login_file, "w") as file:
         file.write("{")
-    with pytest.raises(
-        ConfigError, match=r"cannot read the login data in .*config.json: .*; repair it or log in again"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot read the login data in .*config.json: .*; repair it or log in"):
         fetch(f"{server.domain}/app")
 
 

@@ -1,13 +1,21 @@
 """Unpacking: verified, in order, and nothing is kept that is not what the image says."""
 
 import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from transom.contract.storage import Mount, State, Storage, Usage
 from transom.errors import Conflict, ContractError, DriverError, NotFound
+from transom.services.snapshots import Snapshots
 from transom_engine.images import spec
 from transom_engine.images.store import Image
-from transom_engine.images.unpack import unpack
+from transom_engine.images.unpack import SnapshotTarget, unpack
 
 
 @pytest.fixture
@@ -101,3 +109,108 @@ def test_trailing_bytes_count_towards_the_digest(content, layers, tar):
     )
     made = Image(id="sha256:" + "0" * 64, manifest="", layers=(layer,), raw_config=b"{}")
     assert unpack(made, layers=layers, content=content) == layer.chain_id
+
+
+# Into a real storage driver
+
+
+class Plain(Storage):
+    """The contract's worked example: a driver that copies."""
+
+    name = "plain"
+    api = 1
+
+    def prepare(self, id, parents, size, idmap):
+        if parents:
+            shutil.copytree(self.root / parents[0], self.root / id, symlinks=True)
+        else:
+            (self.root / id).mkdir(parents=True)
+
+    def mounts(self, id, parents, state):
+        return (Mount(type="bind", source=str(self.root / id), readonly=state is not State.ACTIVE),)
+
+    def remove(self, id):
+        shutil.rmtree(self.root / id, ignore_errors=True)
+
+    def owned(self):
+        return frozenset(os.listdir(self.root)) if self.root.exists() else frozenset()
+
+    def usage(self, id, parents):
+        return Usage(size=0, inodes=0)
+
+
+@pytest.fixture
+def snapshots(tmp_path):
+    opened = Snapshots(Plain(options=Plain.Options(), root=tmp_path / "storage", run=tmp_path / "run"))
+    yield opened
+    opened.close()
+
+
+def tree(snapshots, chain_id):
+    return set(os.listdir(snapshots.driver.root / snapshots.stat(chain_id).id))
+
+
+def test_layers_land_in_a_storage_driver_under_their_chain_ids(image, content, snapshots):
+    made, _ = image
+    measured = {}
+    top = unpack(made, layers=SnapshotTarget(snapshots), content=content, measured=measured.__setitem__)
+    assert top == made.chain_id
+    assert tree(snapshots, made.layers[0].chain_id) == {"a"}
+    assert tree(snapshots, top) == {"a", "b"}
+    assert [layer.key for layer in snapshots.walk()] == [layer.chain_id for layer in made.layers]
+    assert list(measured.values()) == [1, 1]
+
+
+def test_a_storage_driver_keeps_nothing_of_a_layer_that_is_not_what_it_should_be(image, content, snapshots, tar):
+    made, _ = image
+    with open(content.path(made.layers[0].digest), "wb") as file:
+        file.write(tar({"evil": b""}))
+    with pytest.raises(DriverError, match="digest mismatch"):
+        unpack(made, layers=SnapshotTarget(snapshots), content=content)
+    assert list(snapshots.walk()) == []
+    assert snapshots.driver.owned() == set()
+
+
+UNPACK = """
+import pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+import msgspec
+from test_unpack import Plain
+from transom.services.snapshots import Snapshots
+from transom_engine.images.content import ContentStore
+from transom_engine.images.store import Image
+from transom_engine.images.unpack import SnapshotTarget, unpack
+root = pathlib.Path(sys.argv[2])
+commit = Snapshots.commit
+def slow(self, key, name):
+    (root / "unpacked").touch()
+    time.sleep(60)
+Snapshots.commit = slow
+snapshots = Snapshots(Plain(options=Plain.Options(), root=root / "storage", run=root / "run"))
+image = msgspec.json.decode(sys.argv[3], type=Image)
+unpack(image, layers=SnapshotTarget(snapshots), content=ContentStore(root / "images" / "content"))
+"""
+
+
+def test_what_a_killed_unpacking_left_goes_by_recovery_and_by_unpacking_again(image, content, snapshots, tmp_path):
+    import msgspec
+
+    made, _ = image
+    target = SnapshotTarget(snapshots)
+    arguments = [os.path.dirname(__file__), str(tmp_path), msgspec.json.encode(made).decode()]
+    for again in (lambda: target.recover(content=content), lambda: unpack(made, layers=target, content=content)):
+        child = subprocess.Popen([sys.executable, "-c", UNPACK, *arguments])
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "unpacked").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert target.recover(content=content) == []
+        assert len(list(snapshots.walk())) == 1
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        (tmp_path / "unpacked").unlink()
+        told = again()
+        assert not [layer for layer in snapshots.walk() if layer.key.startswith("unpack-")]
+        if isinstance(told, list):
+            assert told == [f"images: removed the half-unpacked layer {made.layers[0].digest[7:19]}"]
+            assert target.recover(content=content) == []
+    assert tree(snapshots, made.chain_id) == {"a", "b"}
