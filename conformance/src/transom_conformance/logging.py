@@ -100,6 +100,8 @@ def drain(reader: Reader, *, enough: Callable[[list[Chunk]], bool] = lambda _: F
         if batch is None:
             return chunks
         assert batch, f"nothing more within {PATIENCE} s, after {len(chunks)} chunks"
+        for chunk in batch:
+            assert chunk.data.endswith(b"\n") or (chunk.data and b"\n" not in chunk.data), "whole lines or one piece"
         chunks += batch
     return chunks
 
@@ -658,7 +660,9 @@ class LoggingSuite(Suite):
             kept += range(round * 100, round * 100 + 99)
             assert numbers(log.read()) == kept
         log.keep([out(numbered(9999, 1), 99)])
-        assert numbers(log.read()) == [*kept, 9999]
+        found = log.read()
+        assert numbers(found) == [*kept, 9999]
+        assert [c.data for c in found if c.stream is ERR] == [], "the torn end is gone once the log was opened again"
         assert numbers(log.read(Query(tail=100))) == [*kept[-99:], 9999]
 
     @READ

@@ -22,14 +22,14 @@ _STREAMS = {"stdout": Stream.STDOUT, "stderr": Stream.STDERR}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class _Raw(msgspec.Struct):
+class _Raw(msgspec.Struct, gc=False):
     log: str
     stream: str
     time: str
     attrs: dict[str, str] | None = None
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One line of the file, or a run of lines that differ in their data only, from `offset` to before `end`."""
 
     offset: int
@@ -40,7 +40,7 @@ class Record(msgspec.Struct, frozen=True):
     attrs: dict[str, str] | None
 
 
-class Damage(msgspec.Struct, frozen=True):
+class Damage(msgspec.Struct, frozen=True, gc=False):
     """Bytes of the file that are no record, from `offset` to before `end`."""
 
     offset: int
