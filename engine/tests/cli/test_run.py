@@ -1,0 +1,14 @@
+"""``transom run`` as its users meet it."""
+
+
+def test_run_prints_what_the_command_wrote_and_exits_with_its_code(transom):
+    done = transom.call("run", "--rm", "--network", "none", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.code, done.out, done.err) == (7, "out\n", "err\n")
+
+
+def test_run_reaches_a_bridge_inside_the_networks_namespace(transom):
+    assert "172.17.0.2" in transom("run", "--rm", "busybox", "ip", "addr")
+
+
+def test_a_detached_container_prints_its_id_and_goes_with_the_fixture(transom):
+    assert len(transom.detached()) == 64
