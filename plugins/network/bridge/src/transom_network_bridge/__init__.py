@@ -40,7 +40,7 @@ from transom_network_bridge.netlink import Link, Session
 
 DRIVER = "network bridge"
 DEFAULT_BRIDGE = "transom0"
-ETHERNET_MTU = 1500
+ETHERNET_MTU, IPV6_MTU = 1500, 1280  # the latter by RFC 8200, section 5
 _INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 _NFPROTO = {4: b"\x02", 6: b"\x0a"}
 _NETWORK_ALIAS, _ENDPOINT_ALIAS = "transom network ", "transom endpoint "
@@ -295,15 +295,14 @@ class Bridge(NetworkDriver):
             inside(netns, _write, f"ipv6/conf/{interface}/disable_ipv6", "1")
         subnets = network.subnets if endpoint.gateway and not network.internal else ()
         gateways = tuple(s.gateway for s in subnets if s.gateway and (":" in s.gateway) in families)
-        try:
-            inner.request(
-                *(netlink.add_address(link.index, address) for address in endpoint.addresses),
-                netlink.set_up("lo"),
-                netlink.set_up(interface),
-            )
-        except FileExistsError:
-            taken = ", ".join(endpoint.addresses)
-            raise Conflict(f"endpoint {endpoint.id[:12]}: the container has the address {taken} already") from None
+        taken = {_plain(address) for address in inner.addresses()} & {_plain(a) for a in endpoint.addresses}
+        if taken:
+            raise Conflict(f"endpoint {endpoint.id[:12]}: the container has {', '.join(sorted(taken))} already")
+        inner.request(
+            *(netlink.add_address(link.index, address) for address in endpoint.addresses),
+            netlink.set_up("lo"),
+            netlink.set_up(interface),
+        )
         try:
             inner.request(*(netlink.add_default_route(link.index, gateway) for gateway in gateways))
         except FileExistsError:
@@ -368,8 +367,9 @@ class Bridge(NetworkDriver):
                 yield f"endpoint {endpoint.id[:12]} is not in bridge {name}"
             if not end.up:
                 yield f"endpoint {endpoint.id[:12]}: {end.name} is down"
-            if end.mtu != bridge.mtu:
-                yield f"endpoint {endpoint.id[:12]}: {end.name} has MTU {end.mtu}, the bridge {bridge.mtu}"
+            wanted = network.mtu or _options(network).mtu or bridge.mtu
+            if end.mtu != wanted:
+                yield f"endpoint {endpoint.id[:12]}: {end.name} has MTU {end.mtu}, not {wanted}"
             if not _options(network).icc and not _bridge_nf() and not end.isolated:
                 yield f"endpoint {endpoint.id[:12]} is not isolated from its neighbours"
         if not Firewall().exists():
@@ -445,6 +445,11 @@ def _host_end(endpoint: str) -> str:
     return f"vt{endpoint[:13]}"
 
 
+def _plain(address: str) -> str:
+    """Return an address without prefix, in the kernel's spelling."""
+    return socket.inet_ntop(*netlink.pack_address(address.partition("/")[0]))
+
+
 def _has_family(network: Network, family: int) -> bool:
     return any((":" in subnet.pool) == (family == 6) for subnet in network.subnets)
 
@@ -454,18 +459,18 @@ def _gateways(network: Network) -> set[str]:
     found = set()
     for subnet in network.subnets:
         if subnet.gateway:
-            family, packed = netlink.pack_address(subnet.gateway)
-            found.add(f"{socket.inet_ntop(family, packed)}/{subnet.pool.partition('/')[2]}")
+            found.add(f"{_plain(subnet.gateway)}/{subnet.pool.partition('/')[2]}")
     return found
 
 
 def _wanted_mtu(session: Session, network: Network) -> int:
     """Return what was asked for, or the smallest MTU among the ways out of the host."""
-    asked = network.mtu or _options(network).mtu
-    if asked:
-        return asked
     uplinks = session.uplinks()
-    return min((link.mtu for link in session.links() if link.index in uplinks), default=ETHERNET_MTU)
+    asked = network.mtu or _options(network).mtu
+    mtu = asked or min((link.mtu for link in session.links() if link.index in uplinks), default=ETHERNET_MTU)
+    if mtu < IPV6_MTU and _has_family(network, 6):
+        raise ConfigError(f"network {network.name}: IPv6 needs an MTU of at least {IPV6_MTU} bytes, not {mtu}")
+    return mtu
 
 
 def _mac(addresses: tuple[str, ...], identity: str) -> str:

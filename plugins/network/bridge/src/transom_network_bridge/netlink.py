@@ -136,12 +136,12 @@ class Session:
                 return _link(body)
         return None
 
-    def addresses(self, index: int) -> dict[str, int]:
-        """Return the addresses of an interface, "172.18.0.1/16", each with its IFA_PROTO."""
+    def addresses(self, index: int = 0) -> dict[str, int]:
+        """Return the addresses of an interface or of all, "172.18.0.1/16", each with its IFA_PROTO."""
         found = {}
         for body in self.dump(GETADDR, bytes(8)):
             family, prefix, _, _, owner = struct.unpack_from("=BBBBI", body)
-            if owner == index:
+            if index in {0, owner}:
                 values = attributes(body[8:])
                 text = socket.inet_ntop(family, values.get(_IFA_LOCAL, values.get(_IFA_ADDRESS, b"")))
                 found[f"{text}/{prefix}"] = values.get(_IFA_PROTO, b"\0")[0]

@@ -1,0 +1,431 @@
+"""What the suite cannot see of the driver bridge: its options, its traces on the host, its words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transom.contract.network import Network, Owned, Port
+from transom.errors import ConfigError, Conflict, NotFound
+from transom.services.netns import create, inside
+from transom_conformance.network import (
+    HOST,
+    NEIGHBOUR,
+    TCP,
+    NetworkSuite,
+    Site,
+    ip_batch,
+    listen,
+    plain,
+    talk,
+    unreachable,
+)
+from transom_conformance.suite import World
+from transom_network_bridge import Bridge, BridgeOptions, netlink
+
+BRIDGE_NF = "/proc/sys/net/bridge/bridge-nf-call-"
+ICC, NAME, MTU = (
+    "com.docker.network.bridge.enable_icc",
+    "com.docker.network.bridge.name",
+    "com.docker.network.driver.mtu",
+)
+MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
+
+
+class Plain(NetworkSuite):
+    driver = "bridge"
+
+
+@pytest.fixture
+def site(tmp_path):
+    world = World(path=tmp_path, kind="network", driver="bridge", options={})
+    try:
+        site = Site(Plain(), world)
+        yield site
+        site.sweep()
+        assert site.driver.owned() == Owned()
+    finally:
+        world.clean_up()
+
+
+def write(path: str, value: str) -> None:
+    with open(path, "w") as file:
+        file.write(value)
+
+
+def read(path: str) -> str:
+    with open(path) as file:
+        return file.read().strip()
+
+
+def run(*words: str) -> str:
+    return subprocess.run(words, text=True, capture_output=True, check=True).stdout
+
+
+def bridge_of(network: Network) -> str:
+    return f"br-{network.id[:12]}"
+
+
+@pytest.fixture(params=["0", "1"])
+def bridge_nf(request, site):
+    if not os.path.exists(f"{BRIDGE_NF}iptables"):
+        pytest.skip("the kernel has no br_netfilter")
+    for family in ("iptables", "ip6tables"):
+        inside(site.host, write, BRIDGE_NF + family, request.param)
+    return request.param
+
+
+def test_without_icc_neighbours_meet_at_published_ports_only(site, bridge_nf):
+    network = site.network(options={ICC: "false"})
+    container, endpoint = site.joined(network)
+    sibling, _ = site.joined(network)
+    server = container.listen(TCP, 80)
+    assert unreachable(sibling.netns, server, plain(endpoint), 80)
+    six = container.listen(TCP, 81, plain(endpoint, ipv6=True))
+    assert unreachable(sibling.netns, six, plain(endpoint, ipv6=True), 81)
+    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    talk(sibling.netns, server, HOST, 8080)
+    assert talk(sibling.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == HOST
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+
+
+def test_published_ports_work_whether_frames_pass_the_firewall_or_not(site, bridge_nf):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    sibling, other = site.joined(network)
+    server = container.listen(TCP, 80)
+    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR
+    gateway = network.subnets[0].gateway
+    assert talk(sibling.netns, server, HOST, 8080) == (plain(other) if bridge_nf == "1" else gateway)
+    assert talk(container.netns, server, HOST, 8080) == gateway
+    assert talk(site.host, server, "127.0.0.1", 8080) == gateway
+    assert talk(sibling.netns, server, plain(endpoint), 80) == plain(other)
+
+
+def test_isolation_that_a_setting_undid_is_reported(site):
+    if not os.path.exists(f"{BRIDGE_NF}iptables"):
+        pytest.skip("the kernel has no br_netfilter")
+    inside(site.host, write, f"{BRIDGE_NF}iptables", "1")
+    network = site.network(options={ICC: "false"})
+    _, endpoint = site.joined(network)
+    inside(site.host, write, f"{BRIDGE_NF}iptables", "0")
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == [
+        f"endpoint {endpoint.id[:12]} is not isolated from its neighbours"
+    ]
+
+
+def test_without_masquerading_the_neighbour_sees_the_container(site):
+    network = site.network(options={MASQUERADE: "false"})
+    container, endpoint = site.joined(network)
+    inside(site.neighbour, ip_batch, f"route add {network.subnets[0].pool} via {HOST}")
+    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == plain(endpoint)
+
+
+def test_ports_are_published_where_the_option_says_unless_an_address_is_named(site):
+    network = site.network(options={"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"})
+    _, endpoint = site.joined(network)
+    ports = (Port(container=80, host=8080), Port(container=80, host=8081, address=HOST))
+    assert site.driver.publish(network=network, endpoint=endpoint, ports=ports) == (
+        Port(container=80, host=8080, address="127.0.0.1"),
+        Port(container=80, host=8081, address=HOST),
+    )
+
+
+def test_interfaces_are_named_as_the_options_say(site):
+    network = site.network(options={"com.docker.network.container_iface_prefix": "net"})
+    container = site.container()
+    assert [container.attach(network, gateway=not n)[1].interface for n in range(2)] == ["net0", "net1"]
+    options = Bridge.EndpointOptions(interface="lan")
+    assert container.attach(network, gateway=False, options=options)[1].interface == "lan"
+
+
+@pytest.mark.parametrize(("asked", "mtu"), [({}, 1380), ({MTU: "1290"}, 1290), ({MTU: "9000"}, 9000)])
+def test_the_mtu_is_that_of_the_way_out_unless_asked_for(site, asked, mtu):
+    inside(site.host, ip_batch, "link set uplink0 mtu 1380")
+    _, attachment = site.container().attach(site.network(options=asked))
+    assert attachment.mtu == mtu
+
+
+def test_an_mtu_that_is_too_small_for_ipv6_is_refused(site):
+    before = site.census()
+    with pytest.raises(ConfigError) as caught:
+        site.network(mtu=1279)
+    assert str(caught.value) == "network net1: IPv6 needs an MTU of at least 1280 bytes, not 1279"
+    assert site.census() == before
+
+
+def test_the_default_network_has_a_bridge_of_a_known_name(site):
+    site.network(default=True)
+    assert "transom0" in inside(site.host, run, "ip", "link", "show", "transom0")
+
+
+def test_a_bridge_that_exists_is_adopted_and_kept_as_it_was(site):
+    inside(site.host, ip_batch, "link add mine0 type bridge", "address add 10.77.0.1/24 dev mine0", "link set mine0 up")
+    before = site.census()
+    network = site.network(options={NAME: "mine0"})
+    container, endpoint = site.joined(network)
+    assert talk(site.host, container.listen(), plain(endpoint)) == network.subnets[0].gateway
+    assert site.driver.owned().networks == {network.id}
+    site.driver.create_network(network=network)
+    site.driver.detach(network=network, endpoint=endpoint)
+    site.driver.delete_network(network=Network(id=network.id, name=""))
+    assert site.census() == before
+    assert site.driver.owned() == Owned()
+
+
+def test_a_bridge_of_a_wanted_name_goes_with_its_network(site):
+    before = site.census()
+    network = site.network(options={NAME: "wanted0"})
+    assert "wanted0" in inside(site.host, run, "ip", "link", "show", "wanted0")
+    with pytest.raises(Conflict) as caught:
+        site.network(options={NAME: "wanted0"})
+    other = site.networks.pop()
+    assert str(caught.value) == f"network {other.name}: wanted0 is the bridge of network {network.id[:12]}"
+    site.driver.delete_network(network=Network(id=network.id, name=""))
+    assert site.census() == before
+
+
+def test_an_interface_of_another_kind_is_no_bridge(site):
+    with pytest.raises(Conflict) as caught:
+        site.network(options={NAME: "uplink0"})
+    assert str(caught.value) == "network net1: uplink0 is an interface of another kind (veth)"
+
+
+@pytest.mark.parametrize("before", ["0", "1"])
+def test_forwarding_is_put_back_as_it_was_with_the_last_network(site, before):
+    path = "/proc/sys/net/ipv4/ip_forward"
+    inside(site.host, write, path, before)
+    internal = site.network(internal=True)
+    assert inside(site.host, read, path) == before
+    networks = [site.network(), site.network()]
+    for network in networks:
+        assert inside(site.host, read, path) == "1"
+        site.driver.delete_network(network=network)
+    site.driver.delete_network(network=internal)
+    assert inside(site.host, read, path) == before
+
+
+def test_a_flushed_ruleset_is_reported_and_comes_back(site):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    inside(site.host, run, "nft", "flush", "ruleset")
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == [
+        "nftables table transom is missing: published ports and masquerading are off"
+    ]
+    site.driver.create_network(network=network)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == HOST
+
+
+TAMPERINGS = {
+    "ip link set {end} down": "endpoint {id}: {end} is down",
+    "ip link set {end} mtu 1400": "endpoint {id}: {end} has MTU 1400, not 1450",
+    "ip link set {end} nomaster": "endpoint {id} is not in bridge {bridge}",
+    "ip link delete {end}": "endpoint {id} has no interface",
+    "ip link set {bridge} down": "bridge {bridge} is down",
+    "ip address delete 10.88.1.1/24 dev {bridge}": "bridge {bridge} has lost its address 10.88.1.1/24",
+    "ip link delete {bridge}": "bridge {bridge} is missing",
+    "nft flush set inet transom bridges": "nftables table transom does not know bridge {bridge}",
+    "sysctl -qw net.ipv4.ip_forward=0": "IPv4 forwarding is off (net.ipv4.ip_forward)",
+    "sysctl -qw net.ipv6.conf.all.forwarding=0": "IPv6 forwarding is off (net.ipv6.conf.all.forwarding)",
+    "sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0": (
+        "ports published at 127.0.0.1 are off (net.ipv4.conf.{bridge}.route_localnet)"
+    ),
+}
+
+
+@pytest.mark.parametrize("command", TAMPERINGS)
+def test_tampering_is_reported_in_a_line(site, command):
+    network = site.network(mtu=1450)
+    _, endpoint = site.joined(network)
+    words = {"end": f"vt{endpoint.id[:13]}", "id": endpoint.id[:12], "bridge": bridge_of(network)}
+    inside(site.host, run, *command.format(**words).split())
+    assert TAMPERINGS[command].format(**words) in site.driver.check(network=network, endpoints=(endpoint,))
+
+
+def test_what_a_killed_engine_attached_goes_away_by_itself(site):
+    network = site.network()
+    endpoint = site.endpoint(network)
+    ready, done = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        site.driver.attach(network=network, endpoint=endpoint, netns=create())
+        os.write(done, b"x")
+        signal.pause()
+    assert os.read(ready, 1)
+    os.close(ready)
+    os.close(done)
+    assert site.driver.owned().endpoints == {endpoint.id}
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    deadline = time.monotonic() + 10
+    while site.driver.owned().endpoints and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert site.driver.owned().endpoints == frozenset()
+
+
+def test_a_table_without_networks_is_what_recovery_removes(site):
+    before = site.census()
+    network = site.network()
+    for command in (
+        ("nft", "flush", "set", "inet", "transom", "bridges"),
+        ("ip", "link", "delete", bridge_of(network)),
+    ):
+        inside(site.host, run, *command)
+    assert site.driver.recover() == ["removed the firewall table of no network"]
+    assert site.driver.recover() == []
+    assert site.census() == before
+
+
+def test_a_full_bridge_says_so_and_the_others_stay(site):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    sibling, _ = site.joined(network)
+    pairs = [f"link add p{n} master {bridge_of(network)} type veth peer name q{n}" for n in range(1021)]
+    inside(site.host, ip_batch, *pairs)
+    before = site.census()
+    with pytest.raises(Conflict) as caught:
+        site.joined(network)
+    assert str(caught.value) == "network net1 is full: a bridge has 1023 ports; use another network"
+    assert site.census() == before
+    assert talk(sibling.netns, container.listen(), plain(endpoint))
+
+
+def test_what_goes_wrong_is_said_in_a_line(site):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    attach = partial(container.attach, network, gateway=False)
+    short = endpoint.id[:12]
+    texts = {
+        (Conflict, "interface eth0 already"): partial(attach, interface="eth0"),
+        (ConfigError, "interface name 'a/b' is off: 1 to 15 characters without space, slash and colon"): partial(
+            attach, interface="a/b"
+        ),
+        (Conflict, f"the container has {plain(endpoint)}, {plain(endpoint, ipv6=True)} already"): partial(
+            attach, addresses=endpoint.addresses
+        ),
+        (Conflict, "the container has a default route already; attach it without gateway"): partial(
+            container.attach, network
+        ),
+        (Conflict, f"endpoint {short} is attached to network net1 already"): partial(
+            site.driver.attach, network=network, endpoint=endpoint, netns=container.netns
+        ),
+        (NotFound, "network net2 is not on this host: its bridge is missing; create it again"): partial(
+            container.attach, site.describe()
+        ),
+    }
+    for (kind, text), call in texts.items():
+        with pytest.raises(kind) as caught:
+            call()
+        assert text in str(caught.value)
+
+
+def test_what_goes_wrong_with_ports_is_said_in_a_line(site):
+    network = site.network()
+    _, first = site.joined(network, names=("web",))
+    _, second = site.joined(network)
+    internal = site.network(internal=True)
+    _, inner = site.joined(internal)
+    four = msgspec.structs.replace(second, addresses=second.addresses[:1])
+    site.driver.publish(network=network, endpoint=first, ports=(Port(container=80, host=8080),))
+    listen(site, site.host, TCP, 8081, "0.0.0.0")
+    texts = {
+        "port 8080/tcp is taken: web has it at 0.0.0.0; choose another one": (second, Port(container=1, host=8080)),
+        "port 8081/tcp is taken: a program on this host uses it at 0.0.0.0; choose another one": (
+            second,
+            Port(container=1, host=8081),
+        ),
+        "no port 8080-8081 is free for tcp (the last one: a program on this host uses it at 0.0.0.0)": (
+            second,
+            Port(container=1, host=8080, host_end=8081),
+        ),
+        "no such protocol: 'icmp'; ports are of sctp, tcp, udp": (second, Port(container=1, protocol="icmp")),
+        "port 90-80:1 is off: ports are 1 to 65535, in order": (second, Port(container=1, host=90, host_end=80)),
+        "cannot publish at 192.0.2.7: it is not an address of this host": (
+            second,
+            Port(container=1, host=90, address="192.0.2.7"),
+        ),
+        "cannot publish at 'here': it is not an address": (second, Port(container=1, host=90, address="here")),
+        f"cannot publish at ::1: endpoint {second.id[:12]} has no address of that family": (
+            four,
+            Port(container=1, host=90, address="::1"),
+        ),
+    }
+    for text, (endpoint, port) in texts.items():
+        with pytest.raises((ConfigError, Conflict)) as caught:
+            site.driver.publish(network=network, endpoint=endpoint, ports=(port,))
+        assert str(caught.value) == text
+    with pytest.raises(ConfigError) as caught:
+        site.driver.publish(network=internal, endpoint=inner, ports=(Port(container=1),))
+    assert str(caught.value) == f"network {internal.name} is internal: its containers cannot publish ports"
+
+
+def test_sctp_ports_are_published_even_where_the_host_has_no_such_sockets(site):
+    network = site.network()
+    _, endpoint = site.joined(network)
+    ports = (Port(container=80, host=8080, protocol="sctp"), Port(container=80, protocol="sctp"))
+    bound = site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+    assert {port.address for port in bound} == {"0.0.0.0", "::"}
+    assert all(port.host for port in bound)
+    with pytest.raises(Conflict):
+        site.driver.publish(network=network, endpoint=site.joined(network)[1], ports=ports[:1])
+
+
+def test_a_bad_host_binding_is_refused():
+    with pytest.raises(ValueError, match="'here' is not an IPv4 address"):
+        BridgeOptions(host_binding="here")
+
+
+def test_the_probe_says_yes_here_and_leaves_nothing(site):
+    before = site.census()
+    assert site.driver.probe().usable
+    assert site.census() == before
+
+
+@pytest.mark.parametrize(("setting", "word"), [("0", "off"), ("1", "on")])
+def test_the_status_says_whether_the_host_forwards(site, setting, word):
+    inside(site.host, write, "/proc/sys/net/ipv4/ip_forward", setting)
+    assert site.driver.status()["IPv4 forwarding"] == word
+
+
+def test_the_probe_names_the_program_that_is_missing(site, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    probe = site.driver.probe()
+    assert (probe.usable, probe.reason) == (False, "the program nft is missing: install the package nftables")
+
+
+def test_the_hot_path_imports_nothing_expensive():
+    code = "import sys, transom_network_bridge; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout.split()
+    expensive = {"pyroute2", "subprocess", "asyncio", "logging", "dataclasses", "tempfile", "shutil"}
+    assert not expensive & set(modules)
+
+
+@given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40)), unique_by=lambda item: item[0]))
+def test_attributes_come_back_as_they_were(items):
+    assert netlink.attributes(b"".join(netlink.attribute(kind, value) for kind, value in items)) == dict(items)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_too_odd_to_be_taken_apart(data):
+    netlink.attributes(data)
+
+
+def test_the_kernels_own_words_reach_the_error():
+    with netlink.Session() as session, pytest.raises(OSError) as caught:
+        session.request(
+            netlink.add_veth(name="vtx", master=999_999, mtu=1500, peer="p", mac="02:42:00:00:00:01", netns=99_999)
+        )
+    assert caught.value.errno
+    assert socket.AF_NETLINK  # nothing was made
