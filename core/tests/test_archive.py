@@ -408,6 +408,7 @@ def test_no_entry_leaves_the_root(tmp_path, case, whiteouts):
         for info, _ in entries:
             info.linkname = info.linkname.replace(place, "{outside}")
     assert describe(outside) == before
+    assert os.stat(outside / "victim").st_nlink == 1
     assert sorted(os.listdir(tmp_path)) == ["outside", "root"]
     if made:
         path = str(root / made.rstrip("!").replace("{outside}", place.lstrip("/")))
@@ -417,6 +418,19 @@ def test_no_entry_leaves_the_root(tmp_path, case, whiteouts):
             assert stat.S_ISCHR(os.lstat(path).st_mode)
         else:
             assert os.path.lexists(path) is not gone
+
+
+def test_a_symlink_replaced_on_the_way_leads_where_it_now_points(tmp_path):
+    unpack(
+        tmp_path,
+        entry("d", kind=DIR),
+        entry("e", kind=DIR),
+        entry("l", kind=SYMLINK, link="d"),
+        entry("l/x", b"x"),
+        entry("l", kind=SYMLINK, link="e"),
+        entry("l/y", b"y"),
+    )
+    assert sorted(describe(tmp_path)) == [b"", b"d", b"d/x", b"e", b"e/y", b"l"]
 
 
 def test_an_escape_is_refused_by_name(tmp_path):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -41,6 +42,13 @@ _CONTRACTS = {
     "limits": "transom.contract.limits:Limits",
     "auth": "transom.contract.auth:Auth",
 }
+
+
+_PLAIN: dict[str, Any] = {
+    **dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False), "specname": None
+}  # fmt: skip
+_WRAPPER = {**_PLAIN, "wrapper": True}
+_current: ContextVar[Call] = ContextVar("call")
 
 
 class Installed(msgspec.Struct, frozen=True, order=True):
@@ -283,35 +291,38 @@ def _find(kind: str, name: str) -> tuple[Installed, Any]:
 
     group = f"transom.{kind}"
     try:
-        extension: Any = DriverManager(
-            group, name, on_load_failure_callback=_raise_broken, warn_on_missing_entrypoint=False
-        ).extensions[0]
-        # stevedore's cached entry points have lost their distribution.
-        point = next(iter(entry_points(group=group, name=name)), extension.entry_point)
-        return _describe(kind, point), extension.plugin
-    except MultipleMatches:
+        found: Any = DriverManager(
+            group, name, on_load_failure_callback=_pass_on, on_missing_entrypoints_callback=None
+        ).extensions[0]  # fmt: skip
+    except (MultipleMatches, NoMatches, _LoadFailure):
+        found = None
+    # stevedore's cache of entry points can be stale for minutes: the metadata has the last word.
+    points = tuple(entry_points(group=group, name=name))
+    if not points:
+        present = [driver.name for driver in installed(kind)]
+        raise NotFound(
+            f"no {kind} driver {name!r}{nearest(name, present)}; installed: {choices(present)}; "
+            f"a driver comes with a distribution such as transom-{kind}-{name}"
+        )
+    if len(points) > 1:
         owners = "; ".join(f"{d.distribution} {d.version} ({d.target})" for d in installed(kind) if d.name == name)
-        raise ConfigError(f"{kind} driver {name!r} is provided more than once: {owners}; uninstall one") from None
-    except NoMatches:  # stevedore's cache of entry points can be stale for minutes
-        points = tuple(entry_points(group=group, name=name))
-        if not points:
-            present = [driver.name for driver in installed(kind)]
-            raise NotFound(
-                f"no {kind} driver {name!r}{nearest(name, present)}; installed: {choices(present)}; "
-                f"a driver comes with a distribution such as transom-{kind}-{name}"
-            ) from None
-        try:
-            return _describe(kind, points[0]), points[0].load()
-        except Exception as error:
-            _raise_broken(None, points[0], error)
-            raise AssertionError("unreachable") from error
+        raise ConfigError(f"{kind} driver {name!r} is provided more than once: {owners}; uninstall one")
+    described = _describe(kind, points[0])
+    try:
+        fresh = found is not None and found.entry_point.value == described.target
+        return described, found.plugin if fresh else points[0].load()
+    except Exception as error:
+        raise ContractError(
+            f"{described} cannot be loaded from {described.target}: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _raise_broken(_manager: object, point: EntryPoint, error: BaseException) -> None:
-    described = _describe(point.group.partition(".")[2], point)
-    raise ContractError(
-        f"{described} cannot be loaded from {described.target}: {type(error).__name__}: {error}"
-    ) from error
+class _LoadFailure(Exception):
+    pass
+
+
+def _pass_on(_manager: object, _point: object, error: BaseException) -> None:
+    raise _LoadFailure from error
 
 
 def check(cls: object, contract: type[Driver], *, who: str, name: str) -> None:
@@ -413,9 +424,6 @@ def _manager(contract: type[Driver], driver: object) -> Any:
     """Make a plugin manager whose hooks are the contract's operations and whose one plain plugin is `driver`."""
     import pluggy
 
-    plain: dict[str, Any] = dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False) | {
-        "specname": None
-    }
     names = operations_of(contract)
 
     class Manager(pluggy.PluginManager):
@@ -429,7 +437,7 @@ def _manager(contract: type[Driver], driver: object) -> Any:
 
         def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
             if plugin is driver:
-                return plain if name in names else None
+                return _PLAIN if name in names else None
             return getattr(getattr(plugin, name, None), "__transom_wrapper__", None)
 
     manager = Manager("transom")
@@ -444,9 +452,12 @@ def bind(driver: D, contract: type[Driver], wrappers: Iterable[Wrapper] = ()) ->
         return driver
     manager = _manager(contract, driver)
     manager.register(driver, name=driver.name)
+    operations = operations_of(contract)
     for wrapper in reversed(wrappers):  # pluggy calls the last registered first
-        manager.register(_hooks(wrapper, driver, contract))
-    return cast("D", _Bound(driver, {name: getattr(manager.hook, name) for name in operations_of(contract)}))
+        manager.register(_hooks(wrapper, operations))
+    return cast(
+        "D", _Bound(driver, {name: _announced(driver, name, getattr(manager.hook, name)) for name in operations})
+    )
 
 
 class _Bound:
@@ -460,31 +471,33 @@ class _Bound:
         return getattr(self._driver, name)
 
 
-def _hooks(wrapper: Wrapper, driver: Driver, contract: type[Driver]) -> object:
+def _announced(driver: Driver, operation: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Call the hook with the call itself at hand for the wrappers, which take no arguments of the operation."""
+
+    def call(**arguments: Any) -> Any:
+        token = _current.set(Call(driver.kind, driver.name, operation, arguments))
+        try:
+            return hook(**arguments)
+        finally:
+            _current.reset(token)
+
+    return call
+
+
+def _hooks(wrapper: Wrapper, operations: Iterable[str]) -> object:
     """Make a pluggy plugin that stands around every operation and tells `wrapper` about the call."""
-    from inspect import signature
-
-    def around(operation: str, spec: Callable[..., Any]) -> Callable[..., Any]:
-        names = list(signature(spec).parameters)[1:]
-
-        def call(*values: Any) -> Generator[None, Any, Any]:
-            arguments = dict(zip(names, values, strict=True))
-            return (yield from wrapper.around(Call(driver.kind, driver.name, operation, arguments)))
-
-        hook: Any = call
-
-        # pluggy reads the parameter names from here, so one function serves every operation.
-        parameters = list(signature(spec).parameters.values())[1:]
-        hook.__signature__ = signature(spec).replace(parameters=parameters)
-        options: dict[str, Any] = dict.fromkeys(("hookwrapper", "optionalhook", "tryfirst", "trylast"), False)
-        hook.__transom_wrapper__ = options | {"wrapper": True, "specname": None}
-        return call
 
     class Hooks:
         pass
 
-    for name, spec in operations_of(contract).items():
-        setattr(Hooks, name, staticmethod(around(name, spec)))
+    for name in operations:
+
+        def hook(self: object) -> Generator[None, Any, Any]:
+            return (yield from wrapper.around(_current.get()))
+
+        hook.__transom_wrapper__ = _WRAPPER  # type: ignore[attr-defined]  # functions take attributes
+        hook.__qualname__ = f"Hooks.{name}"  # pluggy tells a method by its dotted name
+        setattr(Hooks, name, hook)
     return Hooks()
 
 
