@@ -58,7 +58,7 @@ class _Pool(msgspec.Struct, frozen=True):
 
 
 class Ipam:
-    """The address management of a host.
+    """The address management of a host. Close it before fork(2): a database connection must not cross it.
 
     Args:
         path: the database; made when missing, in a directory that exists.
