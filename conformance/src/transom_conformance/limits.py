@@ -184,12 +184,20 @@ class Groups:
 
     def close(self) -> None:
         """End all groups and look for what is left, in the kernel's own view too."""
+        errors = []
         for group in self.made:
-            group.end()
+            try:
+                group.end()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
         for id in self.owned():
             self.driver.kill(id=id)
             self.driver.remove(id=id)
         assert left(self.prefix) == []
+        notes = [str(path) for path in self.world.path.rglob("*") if self.prefix in path.name]
+        assert not notes, f"left behind: {', '.join(notes)}"
 
 
 def enter(files: tuple[str, ...]) -> None:
