@@ -28,4 +28,5 @@ def test_a_missing_name_is_asked_for(driver):
 def test_there_is_nothing_to_attach_to(driver):
     with pytest.raises(NotSupported) as caught:
         driver.attach(network=Network(id="a" * 64, name="container"), endpoint=ENDPOINT, netns=0)
-    assert str(caught.value) == "network driver container shares a namespace: there is nothing to attach to"
+    text = "network driver container shares another container's namespace: there is nothing to attach to"
+    assert str(caught.value) == text
