@@ -53,6 +53,7 @@ from typing import ClassVar
 import msgspec
 
 from transom.contract import Capability, Driver, operation
+from transom.errors import NotSupported
 
 
 class LogCapability(Capability):
@@ -109,7 +110,7 @@ class LogContainer(msgspec.Struct, frozen=True):
     """What a log driver may know of a container; templates of ``tag`` and the label options draw on it.
 
     `directory` is where a driver keeps this container's files; it exists, and core removes it with the
-    container. `created` is in nanoseconds since the epoch. `name` has no leading slash.
+    container. `created` is in nanoseconds since the epoch. `name` has no leading slash. `hostname` is the host's.
     """
 
     id: str
@@ -131,8 +132,8 @@ class Query(msgspec.Struct, frozen=True):
     Attributes:
         since: nanoseconds since the epoch, inclusive; None from the start.
         until: nanoseconds since the epoch, inclusive; reading ends after it.
-        tail: that many lines (whole lines, of the streams asked for) from the end; None for all.
-        follow: go on after the end, until the log is closed for good or `until` has passed.
+        tail: that many whole lines from the end of what the other fields select; None for all.
+        follow: go on after the end, until no writer is left or `until` has passed.
         streams: which streams.
     """
 
@@ -171,8 +172,8 @@ class Writer(ABC):
         return True
 
     def rotate(self) -> None:
-        """Start a new file, with `LogCapability.ROTATE`."""
-        raise NotImplementedError
+        """Start a new file, with `LogCapability.ROTATE`; in other drivers raises `NotSupported`."""
+        raise NotSupported("this log driver does not support rotate")
 
     def stats(self) -> LogStats:
         """Return the counts; never blocks."""
@@ -195,8 +196,8 @@ class Reader(ABC):
 
         Returns:
             chunks, never empty; an empty sequence when the timeout passed; None at the end of the log.
-            A part of the log that could not be read yields one STDERR chunk that says so, and reading goes
-            on behind it.
+            A part of the log that could not be read yields one STDERR chunk that says so, whatever streams
+            were asked for, and reading goes on behind it.
         """
 
     @abstractmethod
