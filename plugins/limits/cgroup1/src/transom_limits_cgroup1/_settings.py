@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
 
 from transom.contract.limits import LimitsCapability as Has
 from transom.contract.limits import Resources
@@ -144,10 +143,8 @@ def _asked(resources: Resources, field: str) -> bool:
     return getattr(resources, field) not in (None, ()) or (field == "devices" and resources.devices is not None)
 
 
-class _Setting(NamedTuple):
-    field: str
-    path: str
-    value: str
+_Setting = tuple[str, str, str]
+"""A field, its control file in the group, the value."""
 
 
 def apply(id: str, resources: Resources, offered: Offered, parent: str) -> None:
@@ -182,7 +179,7 @@ def old_values(id: str, resources: Resources, offered: Offered, parent: str) -> 
 def restore(undo: Iterable[tuple[str, str]]) -> None:
     """Put values back as far as the kernel lets us; groups that are gone are passed over."""
     listed = {os.path.basename(path): (path, value) for path, value in undo}
-    settings = [_Setting(_field_of(path), path, value) for path, value in undo if not path.endswith("devices.list")]
+    settings = [(_field_of(path), path, value) for path, value in undo if not path.endswith("devices.list")]
     for _, path, value in _ordered(settings):
         try:
             write(path, value)
@@ -208,7 +205,7 @@ def _settings(id: str, resources: Resources, offered: Offered, parent: str) -> l
         if field == "devices" or not _asked(resources, field) or capability not in offered.capabilities:
             continue
         for name, value in _values(field, file, getattr(resources, field), offered):
-            found.append(_Setting(field, f"{offered.points[name.split('.')[0]]}/{parent}/{id}/{name}", value))
+            found.append((field, f"{offered.points[name.split('.')[0]]}/{parent}/{id}/{name}", value))
     return found
 
 
@@ -231,13 +228,13 @@ def _values(field: str, file: str, value: object, offered: Offered) -> Iterable[
 
 def _ordered(settings: list[_Setting]) -> list[_Setting]:
     """Swap the two pairs in which the kernel compares a new value with the other's present one."""
-    order = {setting.field: setting for setting in settings}
+    order = {setting[0]: setting for setting in settings}
     for first, second in (("memory", "memory_swap"), ("cpu_rt_period", "cpu_rt_runtime")):
         if first in order and second in order:
             a, b = order[first], order[second]
-            now = _number(read(b.path))
+            wanted, now = _number(a[2]), _number(read(b[1]))
             # Memory may not rise above memory and swap; a period may not fall below its runtime.
-            if (first == "memory" and 0 <= now < _number(a.value)) or (first != "memory" and now > _number(a.value)):
+            if (first == "memory" and 0 <= now < wanted) or (first != "memory" and now > wanted):
                 i, j = settings.index(a), settings.index(b)
                 settings[i], settings[j] = b, a
     return settings
