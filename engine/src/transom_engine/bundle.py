@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from transom.errors import ConfigError
+from transom.errors import ConfigError, Conflict
 from transom.services.files import write_atomic
 from transom_engine.model import Container, Ulimit
 
@@ -26,16 +26,18 @@ _PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
 
 
 def write_bundle(
-    engine: Engine, container: Container, *, directory: str, rootfs: str, netns: str | None, cgroup: str
+    engine: Engine, container: Container, *, directory: str, rootfs: str, netns: str | None, cgroup: str, proc: str
 ) -> None:
     """Write ``config.json`` into `directory` and the files it mounts into the container's own directory.
 
     Args:
         netns: the path of the network namespace; None for the host's.
         cgroup: the group's path, for a runtime that insists on it.
+        proc: the path at which the host's /proc can be reached.
 
     Raises:
         ConfigError: the user's words do not fit the image (no such user).
+        Conflict: a container whose namespace is to be shared does not run.
     """
     from transom_engine.oci.spec import build
 
@@ -46,6 +48,7 @@ def write_bundle(
         netns=netns,
         own_netns=not container.host_config.network_mode.startswith("container:"),
         files=network_files(engine, container, host_network=netns is None),
+        join=_joined(engine, container, proc),
         cgroups_path=cgroup if engine.runtime.manages_cgroups else "",
         default_ulimits=[Ulimit(name=n, soft=u.soft, hard=u.hard) for n, u in config.default_ulimits.items()],
         default_init=config.init,
@@ -56,6 +59,20 @@ def write_bundle(
     for warning in bundle.warnings:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     write_atomic(os.path.join(directory, "config.json"), bundle.encode(), mode=0o600, durable=False)
+
+
+def _joined(engine: Engine, container: Container, proc: str) -> dict[str, str]:
+    """Find the namespaces of other containers that ``--pid`` and ``--ipc`` ask for."""
+    modes = {"pid": container.host_config.pid_mode, "ipc": container.host_config.ipc_mode}
+    found = {}
+    for name, mode in modes.items():
+        kind, _, reference = mode.partition(":")
+        if kind == "container":
+            other = engine.containers.get(reference)
+            if not other.state.pid:
+                raise Conflict(f"--{name} {mode}: container {other.name} is not running; start it first")
+            found[name] = f"{proc}/{other.state.pid}/ns/{name}"
+    return found
 
 
 def network_files(engine: Engine, container: Container, *, host_network: bool) -> Mapping[str, str]:

@@ -94,16 +94,18 @@ class Containers:
         limits.kill(id=container.id)
         limits.remove(id=container.id)
         self.engine.networks.leave(container)
+        self.engine.networks.forget(container)
         if container.state.status in RUNNING:
             state = container.state
             state.status, state.running, state.paused, state.restarting, state.pid = "exited", False, False, False, 0
             state.exit_code, state.finished_at = KILLED, now()
             state.error = "its supervisor was killed"
             container.shim_pid = 0
-            self.engine.networks.forget(container)
             with self.engine.state.transaction():
                 self.engine.state.save_container(container)
                 self.event("die", container, exitCode=str(KILLED))
+        else:
+            self.engine.state.save_container(container)
         self.clear_run(container.id)
         if container.host_config.auto_remove:
             self.discard(container)
@@ -244,7 +246,7 @@ class Containers:
                     return connection
                 self._wait_for_supervisor(id)
             try:
-                return launch(self.engine, id, attach=attach)
+                return launch(self.engine, id, own_pids=not container.host_config.pid_mode, attach=attach)
             except BaseException:
                 self._wait_for_supervisor(id)
                 self._settle(id)

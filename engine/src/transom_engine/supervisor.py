@@ -28,7 +28,7 @@ from transom.contract.limits import LimitEvent, LimitsCapability, Watch
 from transom.contract.logging import Stream
 from transom.errors import DriverError, TransomError
 from transom.services.files import write_atomic
-from transom.services.mounts import CLONE_NEWNS, MS_REC, MS_SLAVE, mount, mount_all, unmount, unshare
+from transom.services.mounts import CLONE_NEWNS, MS_REC, MS_SLAVE, become_subreaper, mount, mount_all, unmount, unshare
 from transom_engine import wire
 from transom_engine.engine import Engine
 from transom_engine.logs import Feed
@@ -45,10 +45,12 @@ _DRAIN = 2.0
 _inherited: list[object] = []
 
 
-def launch(engine: Engine, id: str, *, attach: wire.Request | None = None) -> wire.Connection:
+def launch(engine: Engine, id: str, *, own_pids: bool = True, attach: wire.Request | None = None) -> wire.Connection:
     """Fork the supervisor of the container and wait until the container runs.
 
     Args:
+        own_pids: in a pid namespace of its own. Not so for a container that shares the host's or another
+            container's: setns(2) only leads down. The next command then clears away what a killed one leaves.
         attach: attach the returned connection from the first byte of output on.
 
     Raises:
@@ -58,7 +60,7 @@ def launch(engine: Engine, id: str, *, attach: wire.Request | None = None) -> wi
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
     if pid == 0:
-        _become_supervisor(engine, id, theirs, attach)
+        _become_supervisor(engine, id, theirs, own_pids, attach)
     theirs.close()
     os.waitpid(pid, 0)
     connection = wire.Connection(ours)
@@ -75,13 +77,16 @@ def launch(engine: Engine, id: str, *, attach: wire.Request | None = None) -> wi
     return connection
 
 
-def _become_supervisor(engine: Engine, id: str, client: socket.socket, attach: wire.Request | None) -> NoReturn:
+def _become_supervisor(
+    engine: Engine, id: str, client: socket.socket, own_pids: bool, attach: wire.Request | None
+) -> NoReturn:
     """In the forked child: leave the command's session and descriptors, and fork into the new pid namespace."""
     try:
         # The parent's drivers must not be finalised here: their descriptors are closed below.
         _inherited.append(engine)
         os.setsid()
-        unshare(_CLONE_NEWPID)
+        if own_pids:
+            unshare(_CLONE_NEWPID)
         if os.fork() != 0:
             os._exit(0)
         run = engine.container_run(id)
@@ -196,6 +201,7 @@ class Supervisor:
         """Start the container, serve until it has ended for good, clear away, and tell who waits."""
         alive = self.engine.containers.alive_lock(self.id)
         alive.acquire()
+        become_subreaper()
         self._own_namespaces()
         self._listen()
         container = self.engine.state.container(self.id)
@@ -255,7 +261,8 @@ class Supervisor:
             netns = self._join_networks(container)
             cgroup = self.engine.limits(container.limits_driver).runtime_path(id=self.id)
             write_bundle(
-                self.engine, container, directory=str(self.run), rootfs=rootfs, netns=netns, cgroup=cgroup
+                self.engine, container, directory=str(self.run), rootfs=rootfs, netns=netns, cgroup=cgroup,
+                proc=f"/proc/{os.getpid()}/fd/{self.host_proc}",
             )  # fmt: skip
             self._open_logs(container)
             self._run(container)
@@ -809,6 +816,7 @@ class Supervisor:
     def _fail(self, container: Container, text: str, code: int) -> None:
         container.state.status, container.state.exit_code, container.state.error = "created", code, text
         container.shim_pid = 0
+        self.engine.networks.forget(container)
         self.engine.state.save_container(container)
         self.engine.containers.clear_run(self.id)
         self.first.send(wire.REPLY, wire.Reply(error=text, code=code))

@@ -58,6 +58,12 @@ def unshare(flags: int) -> None:
         raise _fail("unshare")
 
 
+def become_subreaper() -> None:
+    """Have orphaned descendants handed to this process (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    if _libc.prctl(36, 1, 0, 0, 0) < 0:
+        raise _fail("prctl")
+
+
 def mount(source: str, target: str, type: str = "", flags: int = 0, data: str = "") -> None:
     """Call mount(2)."""
     encoded = [os.fsencode(text) if text else None for text in (source, target, type)]

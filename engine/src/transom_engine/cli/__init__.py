@@ -81,7 +81,27 @@ class Session:
         """The engine; raises as its constructor does, and `Denied` when an auth driver refuses the caller."""
         from transom_engine.engine import Engine
 
-        return Engine(self.config)
+        engine = Engine(self.config)
+        if self.config.auth_drivers or self.config.authorization_plugins:
+            _authorize(engine)
+        return engine
+
+
+def _authorize(engine: Engine) -> None:
+    """Ask the configured auth drivers whether this user may run this command; raises `Denied`."""
+    from transom.contract.auth import Request, Target, UnixPeer
+    from transom.services.access import Access
+
+    opened = []
+    for name in engine.config.drivers("auth"):
+        options, where = engine.config.options("auth", name)
+        opened.append(engine.drivers.auth(name, options, where=where))
+    caller = UnixPeer(pid=os.getpid(), uid=os.getuid(), gid=os.getgid())
+    request = Request(unix=caller, command=tuple(sys.argv))
+    words = click.get_current_context().command_path.split()[1:]
+    kind = words[0] if len(words) > 1 else "container"
+    access = Access(opened)
+    access.authorize(access.authenticate(request), f"{kind}.{words[-1]}", Target(kind=kind), request)
 
 
 pass_session = click.make_pass_decorator(Session)
