@@ -60,7 +60,9 @@ def pack(root, changes=None):
 
 def members(data):
     with tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape") as tar:
-        return {member.name: member for member in tar}
+        found = list(tar)
+    assert len({member.name for member in found}) == len(found)
+    return {member.name: member for member in found}
 
 
 def describe(root):

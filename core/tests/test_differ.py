@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 import time
 
 import pytest
@@ -264,6 +265,27 @@ def test_a_link_in_place_of_a_directory_is_not_followed(trees, tmp_path):
     shutil.rmtree(trees[1] / "d")
     os.symlink(outside, trees[1] / "d")
     assert changes(trees) == [("C", "d")]
+
+
+def test_a_tree_that_changes_meanwhile_is_compared_as_it_is_met(trees):
+    _, upper = trees
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            os.rename(upper / "d" / "deep", upper / "away")
+            os.rename(upper / "twin", upper / "twin2")
+            os.rename(upper / "away", upper / "d" / "deep")
+            os.rename(upper / "twin2", upper / "twin")
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert {"dev", "fifo", "link"}.isdisjoint(path for _, path in changes(trees))
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_no_descriptor_is_left_open(trees):

@@ -33,7 +33,7 @@ def compare(*, lower: str | None, upper: str) -> Iterator[Change]:
     directory where there was none is MODIFIED and `opaque` if something else was there, else ADDED.
 
     Raises:
-        OSError: a tree cannot be read. What vanishes during the walk counts as gone.
+        OSError: a tree cannot be read. What vanishes during the walk is listed as DELETED or MODIFIED.
     """
     with Tree(upper) as new:
         if lower is None:
@@ -130,18 +130,22 @@ class _Comparison:
             return False
         if _inode_version(was) == _inode_version(now):
             return True
-        if not self._same_xattrs(path):
+        try:
+            if stat.S_ISLNK(now.st_mode) and os.readlink(self._old.at(path)) != os.readlink(self._new.at(path)):
+                return False
+            return self._same_xattrs(path) and (not stat.S_ISREG(now.st_mode) or self._same_content(path))
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        if stat.S_ISLNK(now.st_mode):
-            return os.readlink(self._old.at(path)) == os.readlink(self._new.at(path))
-        return not stat.S_ISREG(now.st_mode) or self._same_content(path)
 
     def _same_directory(self, path: bytes, was: os.stat_result, now: os.stat_result, *, mtime: bool) -> bool:
         if (was.st_mode, was.st_uid, was.st_gid) != (now.st_mode, now.st_uid, now.st_gid):
             return False
         if mtime and was.st_mtime_ns != now.st_mtime_ns:
             return False
-        return _inode_version(was) == _inode_version(now) or self._same_xattrs(path)
+        try:
+            return _inode_version(was) == _inode_version(now) or self._same_xattrs(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _same_xattrs(self, path: bytes) -> bool:
         old = read_xattrs(self._old.at(path), follow_symlinks=False)
