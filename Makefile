@@ -7,31 +7,32 @@ DISTS  := core conformance engine $(wildcard plugins/*/*)
 DEBIAN := python3 python3-venv crun runc nftables libnftables1 iproute2 busybox-static
 TESTS  ?=
 
-.PHONY: run test lint docs bench lock packages
+.PHONY: run test lint docs bench lock packages bytecode
 .DEFAULT_GOAL := run
 
-run: $(VENV)/.installed  ## run a real container and show what the engine does
+run: bytecode  ## run a real container and show what the engine does
 	@$(BIN)/python tests/demo.py
 
-test: $(VENV)/.installed  ## every test of every distribution; says what was skipped and why
+test: bytecode  ## every test of every distribution; says what was skipped and why
 	$(BIN)/pytest -n $${TRANSOM_TEST_JOBS:-4} --dist loadgroup $(TESTS)
 
-lint: $(VENV)/.installed  ## types, style, and who may import whom
+lint: $(VENV)/.installed $(VENV)/lint/.installed  ## types, style, and who may import whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy $(addsuffix /src,$(DISTS))
+	$(VENV)/lint/bin/mypy --python-executable $(BIN)/python $(addsuffix /src,$(DISTS))
 	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.installed  ## build the site into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/.installed  ## side by side with docker, where dockerd is installed
+bench: bytecode  ## side by side with docker, where dockerd is installed
 	$(BIN)/python bench/run.py
 
-lock:  ## settle constraints.txt anew from constraints.in
+lock:  ## settle the constraints anew from their .in files
 	$(BIN)/pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes --no-emit-index-url \
-	    --no-emit-trusted-host --no-header --no-annotate --strip-extras constraints.in -o constraints.txt
+	for name in constraints constraints-lint; do \
+	    $(BIN)/pip-compile --quiet --upgrade --allow-unsafe --generate-hashes --no-emit-index-url \
+	        --no-emit-trusted-host --no-header --no-annotate --strip-extras $$name.in -o $$name.txt; done
 
 packages:
 	@missing=$$(dpkg-query -W -f='$${db:Status-Abbrev} $${Package}\n' $(DEBIAN) 2>&1 | grep -v '^ii' || true); \
@@ -44,3 +45,12 @@ $(VENV)/.installed: constraints.txt $(addsuffix /pyproject.toml,$(DISTS)) | pack
 	$(BIN)/pip install --quiet --require-hashes -r constraints.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation $(addprefix -e ./,$(DISTS))
 	@touch $@
+
+$(VENV)/lint/.installed: constraints-lint.txt | $(VENV)/.installed
+	@test -x $(VENV)/lint/bin/python || $(PYTHON) -m venv $(VENV)/lint
+	$(VENV)/lint/bin/pip install --quiet --require-hashes -r constraints-lint.txt
+	@touch $@
+
+# Bytecode beforehand: the command runs as root, often where nothing may be written beside the sources.
+bytecode: $(VENV)/.installed
+	@$(BIN)/python -m compileall -q $(addsuffix /src,$(DISTS))
