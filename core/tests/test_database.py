@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from transom.errors import ConfigError
+from transom.errors import ConfigError, DriverError
 from transom.services import database
 
 SCHEMA = "CREATE TABLE word (text TEXT NOT NULL)"
@@ -82,3 +82,13 @@ def test_a_database_of_a_newer_release_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(ConfigError) as error:
         database.connect(path, schema=SCHEMA, version=1)
     assert str(error.value) == f"{path} is of a newer transom (schema 7): upgrade, or use another data-root"
+
+
+def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path):
+    path = tmp_path / "words.db"
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DriverError) as error:
+        database.connect(path, schema=SCHEMA)
+    assert str(error.value) == (
+        f"database: opening {path} failed: file is not a database; restore it from a backup, or move it away"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from transom.services.files import write_atomic
 from transom_engine.model import Container, Ulimit
 
 if TYPE_CHECKING:
+    from transom.config import Config
     from transom_engine.engine import Engine
 
 _HOSTS = """127.0.0.1\tlocalhost
@@ -50,15 +50,18 @@ def write_bundle(
         files=network_files(engine, container, host_network=netns is None),
         join=_joined(engine, container, proc),
         cgroups_path=cgroup if engine.runtime.manages_cgroups else "",
-        default_ulimits=[Ulimit(name=n, soft=u.soft, hard=u.hard) for n, u in config.default_ulimits.items()],
+        default_ulimits=default_ulimits(config),
         default_init=config.init,
         init_path=config.init_path,
         no_new_privileges=config.no_new_privileges,
         seccomp_profile="" if config.seccomp_profile == "builtin" else config.seccomp_profile,
     )
-    for warning in bundle.warnings:
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
     write_atomic(os.path.join(directory, "config.json"), bundle.encode(), mode=0o600, durable=False)
+
+
+def default_ulimits(config: Config) -> list[Ulimit]:
+    """Return the config's ulimits in the shape of a container's."""
+    return [Ulimit(name=name, soft=limit.soft, hard=limit.hard) for name, limit in config.default_ulimits.items()]
 
 
 def _joined(engine: Engine, container: Container, proc: str) -> dict[str, str]:

@@ -28,7 +28,9 @@ def prepare(
     endpoints: Mapping[str, EndpointSettings],
 ) -> tuple[Container, list[str]]:
     """Make the record of a new container; nothing is written. See `Containers.create`."""
-    from transom.services.resources import check
+    from transom.services.resources import check as check_resources
+    from transom_engine.bundle import default_ulimits
+    from transom_engine.oci.spec import check
 
     merged = merge(config, image.container_config())
     if not [*(merged.entrypoint or []), *(merged.cmd or [])]:
@@ -58,7 +60,14 @@ def prepare(
         shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
         merged.hostname = os.uname().nodename if shares else container.id[:12]
     resources = resources_of(host)
-    warnings = check(resources, cpus=os.cpu_count() or 1)
+    warnings = check(
+        container=container,
+        default_ulimits=default_ulimits(engine.config),
+        default_init=engine.config.init,
+        init_path=engine.config.init_path,
+        no_new_privileges=engine.config.no_new_privileges,
+    )
+    warnings += check_resources(resources, cpus=os.cpu_count() or 1)
     refused = engine.limits(limits_driver).unsupported_resources(resources=resources)
     warnings += [f"{field} has no effect: {reason}" for field, reason in refused.items()]
     return container, warnings

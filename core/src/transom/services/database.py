@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transom.errors import ConfigError
+from transom.errors import ConfigError, DriverError
 from transom.services.files import Lock
 
 # SQLite's shared lock (sqlite3's os_unix.c: SHARED_FIRST and SHARED_SIZE; the file format fixes both).
@@ -32,7 +32,8 @@ def connect(path: str | os.PathLike[str], *, schema: str, version: int = 1) -> s
 
     Raises:
         ConfigError: a newer release wrote it.
-        sqlite3.Error: it cannot be opened.
+        DriverError: the file is damaged, or no database.
+        sqlite3.OperationalError: it cannot be read or written now.
     """
     path = os.fspath(path)
     try:
@@ -50,6 +51,13 @@ def connect(path: str | os.PathLike[str], *, schema: str, version: int = 1) -> s
         elif found > version:
             raise ConfigError(f"{path} is of a newer transom (schema {found}): upgrade, or use another data-root")
         db.execute("PRAGMA synchronous = NORMAL")
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if isinstance(error, sqlite3.OperationalError):  # busy, full, read-only: not the file's fault
+            raise
+        raise DriverError(
+            "opening", driver="database", subject=path, cause=error, hint="restore it from a backup, or move it away"
+        ) from error
     except BaseException:
         db.close()
         raise

@@ -172,10 +172,8 @@ def main(arguments: list[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "transom"
-        return _say(
-            f"{error.format_message()}; see `{path} --help`" if "--help" not in error.message else error.message
-        )
+        text = error.format_message().rstrip(".")
+        return _say(text if "--help" in text else f"{text}; see `{_path(error.ctx)} --help`")
     except click.ClickException as error:
         return _say(error.format_message())
     except (click.Abort, KeyboardInterrupt):
@@ -191,6 +189,11 @@ def main(arguments: list[str] | None = None) -> int:
         if _debug(arguments):
             raise
         return _say(f"{error.filename or 'system call'}: {error.strerror or error}")
+    except Exception as error:
+        if _debug(arguments):
+            raise
+        text = " ".join(str(error).split())
+        return _say(f"internal error: {type(error).__name__}: {text}; please report it with what --debug shows")
     finally:
         _flush()
 
@@ -204,6 +207,10 @@ def entry() -> NoReturn:
     code = main()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _path(ctx: click.Context | None) -> str:
+    return ctx.command_path if ctx else "transom"
 
 
 def _say(text: str, code: int = 125) -> int:

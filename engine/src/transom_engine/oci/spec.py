@@ -163,6 +163,35 @@ def build(
     return Bundle(config=result, devices=rules, warnings=(*options.warnings, *warnings))
 
 
+def check(
+    *,
+    container: Container,
+    default_ulimits: Iterable[Ulimit] = (),
+    default_init: bool = False,
+    init_path: str = "",
+    no_new_privileges: bool = False,
+) -> list[str]:
+    """Refuse, when a container is made, what `build` would refuse when it starts, as far as no image is needed.
+
+    Returns:
+        what was asked for and will not be given in full, a sentence each.
+
+    Raises:
+        ConfigError, NotSupported: as `build` does.
+    """
+    host = Host.read()
+    host_config = container.host_config
+    modes = {"pid": host_config.pid_mode, "ipc": host_config.ipc_mode}
+    _namespaces_joined(host_config, modes)
+    options = security.parse(options=host_config.security_opt, host=host, no_new_privileges=no_new_privileges)
+    capabilities(host=host, add=host_config.cap_add, drop=host_config.cap_drop, privileged=host_config.privileged)
+    devices.rules(host_config=host_config)
+    _init(host_config=host_config, default=default_init, path=init_path)
+    _, warnings = _rlimits(ulimits=_merged(host_config.ulimits, default_ulimits), host=host)
+    _oom_score(host_config.oom_score_adj, host, warnings)
+    return [*options.warnings, *warnings]
+
+
 def exec_process(
     *,
     container: Container,
