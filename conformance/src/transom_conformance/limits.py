@@ -235,6 +235,7 @@ def say(program: subprocess.Popen[str], text: str) -> str:
 
 
 def tell(program: subprocess.Popen[str], text: str = "") -> None:
+    """Write a line to the program."""
     assert program.stdin is not None
     program.stdin.write(f"{text}\n")
     program.stdin.flush()
@@ -285,6 +286,7 @@ def alive(pid: int) -> bool:
 
 
 def first_cpu() -> int:
+    """Return the lowest number of a CPU that this process may use."""
     return min(os.sched_getaffinity(0))
 
 
