@@ -111,18 +111,18 @@ def summarize(report: Report, console: Console) -> None:
         if case.outcome == "failed":
             console.print(f"FAILED {case.id}", style="red", markup=False, highlight=False)
             console.print(f"       {case.reason}", markup=False, highlight=False, soft_wrap=True)
-    console.print(verdict(report), style="" if report.proved else "red", markup=False, highlight=False, soft_wrap=True)
+    line = f"{report.kind} driver {report.driver}: {verdict(report)}"
+    console.print(line, style="" if report.proved else "red", markup=False, highlight=False, soft_wrap=True)
 
 
 def verdict(report: Report) -> str:
     """Return the result in one line."""
-    who = f"{report.kind} driver {report.driver}"
     if report.failed:
-        return f"{who}: {report.failed} of {report.passed + report.failed} cases failed"
+        return f"{report.failed} of {report.passed + report.failed} cases failed"
     if not report.passed:
         reasons = sorted({case.reason for case in report.cases})
-        return f"{who}: nothing was proved: {reasons[0] if len(reasons) == 1 else 'no case was run'}"
-    return f"{who}: all {report.passed} cases passed in {report.seconds:.0f} s"
+        return f"nothing was proved: {reasons[0] if len(reasons) == 1 else 'no case was run'}"
+    return f"all {report.passed} cases passed in {report.seconds:.0f} s"
 
 
 def badge(reports: Sequence[Report]) -> str:
