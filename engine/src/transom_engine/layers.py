@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from transom.services.files import Lock
-from transom.services.mounts import mount_all, privately
+from transom.services.mounts import mount_all, privately, unmount
 
 if TYPE_CHECKING:
     from transom.services.snapshots import Snapshots
@@ -85,7 +85,10 @@ def mounted(snapshots: Snapshots, key: str, function: Callable[[str], T]) -> T:
 
     def run() -> T:
         mount_all(mounts, place)
-        return function(place)
+        try:
+            return function(place)
+        finally:  # the namespace would go too, but a moment after the thread
+            unmount(place)
 
     try:
         return privately(run)
@@ -97,8 +100,14 @@ def inside(snapshots: Snapshots, key: str, function: Callable[[], T]) -> T:
     """Run `function` with the layer as its root directory, so that no link in the layer leads out of it."""
 
     def run(place: str) -> T:
+        host = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.chroot(place)  # unshare(CLONE_NEWNS) gave the thread a root of its own
         os.chdir("/")
-        return function()
+        try:
+            return function()
+        finally:
+            os.fchdir(host)
+            os.chroot(".")
+            os.close(host)
 
     return mounted(snapshots, key, run)

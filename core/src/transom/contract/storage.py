@@ -61,6 +61,7 @@ from typing import IO, ClassVar
 import msgspec
 
 from transom.contract import Capability, Driver, operation
+from transom.errors import DriverError
 
 
 class StorageCapability(Capability):
@@ -99,7 +100,8 @@ class Mount(msgspec.Struct, frozen=True):
         type: a file-system type of mount(2), or ``bind``.
         source: the device, the directory to bind, or a word such as ``overlay``.
         options: options of the file system, one each. ``lowerdir+=PATH`` adds one overlay layer (fsconfig(2),
-            Linux 6.8); the mounter joins them, escaped, where the kernel only has mount(2).
+            Linux 6.8); the mounter joins them, escaped, where the kernel only has mount(2). In ``upperdir`` and
+            ``workdir`` the kernel undoes backslashes, so a driver escapes ``\\`` and ``,`` there itself.
         readonly: mount it read-only.
         target: where, relative to the root of the layer; empty for the root itself.
     """
@@ -206,7 +208,10 @@ class Storage(Driver):
         """
         from transom.services.files import sync_filesystem
 
-        sync_filesystem(self.root)
+        try:
+            sync_filesystem(self.root)
+        except OSError as error:
+            raise DriverError("commit", driver=f"storage {self.name}", subject=id, cause=error) from error
 
     @operation()
     @abstractmethod
@@ -231,10 +236,10 @@ class Storage(Driver):
 
     @operation(needs=StorageCapability.DIFF)
     def changes(self, id: str, parents: tuple[str, ...]) -> Iterator[Change]:
-        """List what the layer changed against its nearest parent, sorted by path, parents before children.
+        """List what the layer changed against its nearest parent, sorted by the bytes of the path.
 
-        A directory is MODIFIED when its own metadata changed; one that merely holds changes is not listed.
-        A path that was removed and made again is MODIFIED, `opaque` if it is a directory. What lies below a
+        A directory is MODIFIED when its own metadata changed; one that merely holds changes, and whose
+        modification time says no more than that, is not listed. The root itself has the empty path. A path that was removed and made again is MODIFIED, `opaque` if it is a directory. What lies below a
         DELETED path is not listed.
         """
         raise self.unsupported(StorageCapability.DIFF)
@@ -251,6 +256,8 @@ class Storage(Driver):
 
         Raises:
             ConfigError: the tar is damaged or would escape the layer; the layer is then removed by core.
+            NotSupported: the file system cannot keep an extended attribute of it.
+            DriverError: out of space, or the kernel refused.
         """
         raise self.unsupported(StorageCapability.APPLY)
 

@@ -207,14 +207,20 @@ class Snapshots:
                 claim.release()
 
     def _strike(self, id: str, key: str) -> None:
-        with database.transaction(self._db()) as db:
-            children = [r[0] for r in db.execute("SELECT key FROM layer WHERE parent = ? LIMIT 3", (id,))]
-            if children:
-                raise Conflict(
-                    f"storage {self.driver.name}: cannot remove layer {key!r}: it is the"
-                    f" parent of {', '.join(children)}"
-                )
-            db.execute("UPDATE layer SET state = 'removing' WHERE id = ?", (id,))
+        try:
+            with database.transaction(self._db()) as db:
+                children = [r[0] for r in db.execute("SELECT key FROM layer WHERE parent = ? LIMIT 3", (id,))]
+                if children:
+                    raise Conflict(
+                        f"storage {self.driver.name}: cannot remove layer {key!r}: it is the"
+                        f" parent of {', '.join(children)}"
+                    )
+                db.execute("UPDATE layer SET state = 'removing' WHERE id = ?", (id,))
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error):
+                raise
+            # A full disk is what removing is for: without the note, a kill leaves a record without data, which
+            # can still be removed.
         self.driver.remove(id=id)
         self._write("DELETE FROM layer WHERE id = ?", (id,))
 
@@ -320,7 +326,7 @@ class Snapshots:
 
     def _mounted(self, layer: Layer, function: Callable[[str, str | None], T]) -> T:
         """Call `function` with the layer's tree and its parent's, mounted where nobody else sees them."""
-        from transom.services.mounts import mount_all, privately
+        from transom.services.mounts import mount_all, privately, unmount
 
         chain = self._ancestors(layer.id)
         upper = self.driver.mounts(id=layer.id, parents=chain[1:], state=layer.state)
@@ -332,10 +338,14 @@ class Snapshots:
             os.makedirs(place, exist_ok=True)
 
         def run() -> T:
-            mount_all(upper, places[0])
-            if lower:
-                mount_all(lower, places[1])
-            return function(places[0], places[1] if lower else None)
+            try:
+                mount_all(upper, places[0])
+                if lower:
+                    mount_all(lower, places[1])
+                return function(places[0], places[1] if lower else None)
+            finally:  # the namespace would go too, but a moment after the thread
+                for place in places:
+                    unmount(place)
 
         return privately(run)
 
@@ -430,18 +440,23 @@ class Snapshots:
     def _working(self) -> Iterator[Lock]:
         """Hold the lock shared for one operation, and put the kernel's refusals into words."""
         self._db()
-        with Lock(self._lock_path, shared=True) as lock:
-            try:
+        try:
+            with Lock(self._lock_path, shared=True) as lock:
                 yield lock
-            except TransomError:
-                raise
-            except OSError as error:
-                raise DriverError(
-                    "operation",
-                    driver=f"storage {self.driver.name}",
-                    subject=str(error.filename or self.driver.root),
-                    cause=error,
-                ) from error
+        except TransomError:
+            raise
+        except sqlite3.OperationalError as error:
+            raise DriverError(
+                "recording", driver=f"storage {self.driver.name}", subject=self._path, cause=error,
+                hint="free space on that file system; removing still works",
+            ) from error  # fmt: skip
+        except OSError as error:
+            raise DriverError(
+                "operation",
+                driver=f"storage {self.driver.name}",
+                subject=str(error.filename or self.driver.root),
+                cause=error,
+            ) from error
 
 
 _SELECT = "SELECT l.id, l.key, p.key, l.state, l.created FROM layer l LEFT JOIN layer p ON p.id = l.parent"
