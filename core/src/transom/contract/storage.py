@@ -239,8 +239,9 @@ class Storage(Driver):
         """List what the layer changed against its nearest parent, sorted by the bytes of the path.
 
         A directory is MODIFIED when its own metadata changed; one that merely holds changes, and whose
-        modification time says no more than that, is not listed. The root itself has the empty path. A path that was removed and made again is MODIFIED, `opaque` if it is a directory. What lies below a
-        DELETED path is not listed.
+        modification time says no more than that, is not listed. The root itself has the empty path. A path that
+        was removed and made again is MODIFIED, `opaque` if it is a directory. What lies below a DELETED path is
+        not listed.
         """
         raise self.unsupported(StorageCapability.DIFF)
 
