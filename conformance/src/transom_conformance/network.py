@@ -484,6 +484,19 @@ class NetworkSuite(Suite):
         assert [link["ifname"] for link in container.ip("link")] == [link["ifname"] for link in links]
         assert talk(other.netns, container.listen(), plain(first))
 
+    @requires(Has.L2, Has.HOT_PLUG)
+    def test_an_address_that_the_container_has_is_a_conflict_and_nothing_changes(self, site: Site) -> None:
+        """Z2: found late, when an interface is there already; it has to go again."""
+        one, two = site.network(), site.network()
+        container, endpoint = site.joined(one)
+        sibling, _ = site.joined(one)
+        before, links = site.census(), [link["ifname"] for link in container.ip("link")]
+        with pytest.raises(Conflict):
+            container.attach(two, addresses=endpoint.addresses, gateway=False)
+        assert site.census() == before
+        assert [link["ifname"] for link in container.ip("link")] == links
+        assert talk(sibling.netns, container.listen(), plain(endpoint))
+
     @requires(Has.L2)
     @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "a b", "sixteen-letters-"])
     def test_an_interface_name_that_cannot_be_is_refused_and_nothing_changes(self, site: Site, name: str) -> None:
@@ -713,6 +726,7 @@ class NetworkSuite(Suite):
         assert container.ip("route", "show", "default") == []
         assert talk(sibling.netns, container.listen(), plain(endpoint))
         inside(container.netns, ip_batch, f"route add default via {network.subnets[0].gateway}")
+        inside(site.neighbour, ip_batch, f"route add {network.subnets[0].pool} via {HOST}")
         assert unreachable(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR)
         for address in (HOST, network.subnets[0].gateway or ""):
             assert unreachable(container.netns, listen(site, site.host, TCP, 0, "0.0.0.0"), address)
@@ -952,15 +966,22 @@ class NetworkSuite(Suite):
 
     @requires(Has.PUBLISH)
     def test_of_eight_processes_that_want_a_port_one_gets_it(self, site: Site) -> None:
-        """S2: the others get a conflict."""
+        """S2: the others get a conflict, also those that want it at one address only."""
         network = site.network()
         ends = [site.joined(network)[1] for _ in range(8)]
 
         def work(worker: int) -> None:
-            ports = (Port(container=80, host=8080),)
+            ports = (Port(container=80, host=8080, address=("", HOST, "127.0.0.1")[worker % 3]),)
             site.open().publish(network=network, endpoint=ends[worker], ports=ports)
 
-        assert sorted(together(work, 8)) == [0] + [2] * 7
+        for _ in range(6):
+            codes = together(work, 8)
+            assert set(codes) == {0, 2}
+            winners = [worker for worker, code in enumerate(codes) if code == 0]
+            assert len(winners) == 1 or not {worker % 3 for worker in winners} & {0}
+            assert len({worker % 3 for worker in winners}) == len(winners)
+            for worker in winners:
+                site.driver.unpublish(network=network, endpoint=ends[worker])
 
     @requires(Has.L2)
     def test_killed_at_any_point_nothing_is_left_and_everything_goes_on(self, site: Site) -> None:
