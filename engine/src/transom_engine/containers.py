@@ -11,7 +11,7 @@ import builtins
 import os
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -239,6 +239,10 @@ class Containers:
             if container is None:
                 raise NotFound(f"no such container: {reference}; `transom ps -a` lists those here")
             if self.alive(id):
+                if container.state.paused:
+                    raise Conflict(
+                        f"cannot start a paused container, try unpause instead: `transom unpause {reference}`"
+                    )
                 if container.state.status in RUNNING:
                     connection = self.connect(container)
                     if attach is not None:
@@ -495,6 +499,25 @@ class Containers:
                 os.unlink(self.engine.run_dir / "locks" / name)
             except FileNotFoundError:
                 pass
+
+    def prune(self, doomed: Callable[[Container], bool]) -> tuple[builtins.list[str], int]:
+        """Remove those containers that do not run and that `doomed` picks.
+
+        Returns:
+            their ids, and how many bytes their layers took.
+        """
+        removed, freed = [], 0
+        for container in self.list(all=True):
+            if container.state.status in RUNNING or not doomed(container):
+                continue
+            try:
+                size = self.engine.snapshots(container.driver).usage(container.id).size
+                self.remove(container.id)
+            except (NotFound, Conflict):
+                continue  # another command was faster: it is gone, or runs
+            removed.append(container.id)
+            freed += size
+        return removed, freed
 
     def clear_run(self, id: str) -> None:
         """Remove the directory of a run that is over; its mounts went with the supervisor."""

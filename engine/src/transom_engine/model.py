@@ -144,7 +144,7 @@ class HostConfig(Pascal):
     group_add: list[str] = []
     pid_mode: str = ""
     ipc_mode: str = "private"
-    uts_mode: str = ""
+    uts_mode: str = msgspec.field(default="", name="UTSMode")
     cgroupns_mode: str = ""
     userns_mode: str = ""
     shm_size: int = 67108864
