@@ -31,6 +31,7 @@ from transom.services.files import write_atomic
 from transom.services.mounts import CLONE_NEWNS, MS_REC, MS_SLAVE, become_subreaper, mount, mount_all, unmount, unshare
 from transom_engine import wire
 from transom_engine.engine import Engine
+from transom_engine.launching import Launch
 from transom_engine.logs import Feed
 from transom_engine.model import Container
 from transom_engine.restart import Backoff, should_restart
@@ -256,8 +257,9 @@ class Supervisor:
 
         self.main_process = self.main_process.successor(tty=container.config.tty)
         try:
-            rootfs = self._mount_root(container)
             self._limit(container)
+            launch, adopt = self._prepare(container)
+            rootfs = self._mount_root(container)
             netns = self._join_networks(container)
             cgroup = self.engine.limits(container.limits_driver).runtime_path(id=self.id)
             write_bundle(
@@ -265,7 +267,8 @@ class Supervisor:
                 proc=f"/proc/{os.getpid()}/fd/{self.host_proc}",
             )  # fmt: skip
             self._open_logs(container)
-            self._run(container)
+            self._go(container, launch)
+            adopt()
         except BaseException:
             self.clear()
             raise
@@ -338,24 +341,38 @@ class Supervisor:
 
     # The runtime
 
-    def _run(self, container: Container) -> None:
-        runtime = self.engine.runtime
+    def _prepare(self, container: Container) -> tuple[Launch, Callable[[], None]]:
+        """Fork the runtime's process, and return what to do once it has run."""
         process = self.main_process
         console = self._console() if process.tty else None
         stdio, theirs = self._stdio(process, open_stdin=container.config.open_stdin)
-        argv = runtime.run(
+        argv = self.engine.runtime.run(
             id=self.id, root="runtime", bundle=".", pid_file="init.pid", detach=True, log="runtime.log",
             console_socket="console" if console else "",
         )  # fmt: skip
-        code = self._execute(argv, stdio)
+        launch = Launch(argv, stdio, self.join, log="runtime.log")
         for fd in theirs:
             os.close(fd)
-        if code != 0:
-            process.close()
+        self.undo.append(launch.abandon)
+
+        def adopt() -> None:
+            if console is not None:
+                self._adopt_terminal(process, console, container.config.open_stdin)
+            self._follow(process, int(_slurp("init.pid")))
+
+        return launch, adopt
+
+    def _go(self, container: Container, launch: Launch) -> None:
+        if self._run(launch) != 0:
+            self.main_process.close()
             raise self._explain([*(container.config.entrypoint or []), *(container.config.cmd or [])][0])
-        if console is not None:
-            self._adopt_terminal(process, console, container.config.open_stdin)
-        self._follow(process, int(_slurp("init.pid")))
+
+    def _run(self, launch: Launch) -> int:
+        """Let the runtime run, and return its exit code; its output goes to the container."""
+        launch.go()
+        while launch.pid not in self.reaped:
+            self._reap(block=True)
+        return self.reaped.pop(launch.pid)
 
     def _stdio(self, process: Process, *, open_stdin: bool) -> tuple[tuple[int, int, int], list[int]]:
         """Make the descriptors that a process gets as 0, 1 and 2; also those of them to close afterwards."""
@@ -395,29 +412,6 @@ class Supervisor:
         process.outputs[master] = Stream.STDOUT
         if open_stdin:
             process.stdin = os.dup(master)
-
-    def _execute(self, argv: list[str], stdio: tuple[int, int, int]) -> int:
-        """Run the OCI runtime inside the container's group and wait for it; its output goes to the container."""
-        pid = os.fork()
-        if pid == 0:
-            try:
-                for path in self.join:
-                    fd = os.open(path, os.O_WRONLY)
-                    os.write(fd, b"0")
-                    os.close(fd)
-                for target, fd in enumerate(stdio):
-                    os.dup2(fd, target)
-                for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM, signal.SIGCHLD):
-                    signal.signal(number, signal.SIG_DFL)
-                os.execv(argv[0], argv)
-            except BaseException as error:
-                with open("runtime.log", "a") as log:
-                    log.write(f"{argv[0]}: {error}\n")
-            finally:
-                os._exit(125)
-        while pid not in self.reaped:
-            self._reap(block=True)
-        return self.reaped.pop(pid)
 
     def _follow(self, process: Process, pid: int) -> None:
         """Know the process by its pid, though it may have ended already."""
@@ -705,7 +699,7 @@ class Supervisor:
             log="runtime.log", console_socket="console" if console else "",
         )  # fmt: skip
         try:
-            code = self._execute(argv, stdio)
+            code = self._run(Launch(argv, stdio, self.join, log="runtime.log"))
             if code != 0:
                 process.close()
                 raise self._explain(request.process["args"][0])
