@@ -121,6 +121,7 @@ class Transom:
 def busybox_tree(tmp_path_factory):
     """A directory with a root file system of busybox, every applet a link in /bin."""
     root = tmp_path_factory.mktemp("busybox")
+    root.chmod(0o755)
     for directory in ("bin", "etc", "root", "tmp", "home", "usr/bin"):
         (root / directory).mkdir(parents=True)
     busybox = shutil.which("busybox")

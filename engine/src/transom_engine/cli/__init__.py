@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns the first into the second
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more can be said there, not at exit either
         return 141
     except TransomError as error:

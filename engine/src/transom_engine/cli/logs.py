@@ -97,6 +97,7 @@ class _Printer:
 
     def __init__(self, timestamps: bool, details: bool) -> None:
         self._timestamps, self._details = timestamps, details
+        self._midline: set[Stream] = set()
         self.last = 0
         """The latest chunk's time."""
 
@@ -113,7 +114,7 @@ class _Printer:
     def _dressed(self, chunk: Chunk) -> bytes:
         from transom_engine.cli.units import rfc3339
 
-        if not (self._timestamps or self._details) or (chunk.partial is not None and chunk.partial.ordinal > 1):
+        if not (self._timestamps or self._details):
             return chunk.data
         head = rfc3339(chunk.time, fixed=True) + " " if self._timestamps else ""
         if self._details:
@@ -122,4 +123,6 @@ class _Printer:
             pairs = sorted((chunk.attrs or {}).items())
             head += ",".join(f"{quote_plus(key)}={quote_plus(value)}" for key, value in pairs) + " "
         prefix = head.encode()
-        return prefix + chunk.data[:-1].replace(b"\n", b"\n" + prefix) + chunk.data[-1:]
+        first = b"" if chunk.stream in self._midline else prefix
+        (self._midline.discard if chunk.data.endswith(b"\n") else self._midline.add)(chunk.stream)
+        return first + chunk.data[:-1].replace(b"\n", b"\n" + prefix) + chunk.data[-1:]
