@@ -161,6 +161,8 @@ class Bridge(NetworkDriver):
                 raise OSError(errno.ENODEV, "the bridge vanished while it was made")
             if link.alias == alias:  # an adopted bridge keeps its settings
                 _write(f"ipv6/conf/{name}/accept_ra", "0")
+                # What the host forwards waits for a link-local address that is free of doubt, up to two seconds.
+                _write(f"ipv6/conf/{name}/accept_dad", "0")
                 _write(f"ipv6/conf/{name}/disable_ipv6", "0" if _has_family(network, 6) else "1")
             _write(f"ipv4/conf/{name}/route_localnet", "0" if network.internal else "1")
             missing = _gateways(network) - session.addresses(link.index).keys()
