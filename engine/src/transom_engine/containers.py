@@ -114,15 +114,15 @@ class Containers:
 
     def alive(self, id: str) -> bool:
         """Say whether the container's supervisor lives."""
-        lock = self.alive_lock(id)
+        lock = self.alive_lock(id, shared=True)  # so that two who ask do not take each other for it
         if not lock.acquire(wait=False):
             return True
         lock.release()
         return False
 
-    def alive_lock(self, id: str) -> Lock:
+    def alive_lock(self, id: str, *, shared: bool = False) -> Lock:
         """Return the lock that the container's supervisor holds for as long as it lives."""
-        return self.engine.lock(f"{id}.alive")
+        return self.engine.lock(f"{id}.alive", shared=shared)
 
     def running(self, reference: str) -> Container:
         """Return the record of a running container; others are refused."""

@@ -209,11 +209,11 @@ class Engine:
         """Return the directory of what belongs to a container's present run; gone after a reboot."""
         return self.run_dir / "containers" / id
 
-    def lock(self, id: str) -> Lock:
+    def lock(self, id: str, *, shared: bool = False) -> Lock:
         """Return the lock under which a container's state is changed."""
         locks = self.run_dir / "locks"
         locks.mkdir(exist_ok=True)
-        return Lock(locks / id)
+        return Lock(locks / id, shared=shared)
 
     def close_databases(self) -> None:
         """Close what must not cross a fork(2); it is opened again when it is used again."""

@@ -27,7 +27,7 @@ import msgspec
 from transom.contract.limits import LimitEvent, LimitsCapability, Watch
 from transom.contract.logging import Stream
 from transom.errors import DriverError, TransomError
-from transom.services.files import write_atomic
+from transom.services.files import Lock, write_atomic
 from transom.services.mounts import CLONE_NEWNS, MS_REC, MS_SLAVE, become_subreaper, mount, mount_all, unmount, unshare
 from transom_engine import wire
 from transom_engine.engine import Engine
@@ -58,11 +58,16 @@ def launch(engine: Engine, id: str, *, own_pids: bool = True, attach: wire.Reque
         TransomError: it could not be started; everything of the attempt is cleared away.
     """
     engine.close_databases()
+    # Held from here on, by whichever of the two lives: killed right after the fork, the command leaves no moment in
+    # which the supervisor that is about to start seems dead.
+    alive = engine.containers.alive_lock(id)
+    alive.acquire()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
     if pid == 0:
-        _become_supervisor(engine, id, theirs, own_pids, attach)
+        _become_supervisor(engine, id, theirs, alive, own_pids, attach)
     theirs.close()
+    alive.release()
     os.waitpid(pid, 0)
     connection = wire.Connection(ours)
     try:
@@ -79,12 +84,12 @@ def launch(engine: Engine, id: str, *, own_pids: bool = True, attach: wire.Reque
 
 
 def _become_supervisor(
-    engine: Engine, id: str, client: socket.socket, own_pids: bool, attach: wire.Request | None
+    engine: Engine, id: str, client: socket.socket, alive: Lock, own_pids: bool, attach: wire.Request | None
 ) -> NoReturn:
     """In the forked child: leave the command's session and descriptors, and fork into the new pid namespace."""
     try:
         # The parent's drivers must not be finalised here: their descriptors are closed below.
-        _inherited.append(engine)
+        _inherited.extend((engine, alive))
         os.setsid()
         if own_pids:
             unshare(_CLONE_NEWPID)
@@ -92,7 +97,7 @@ def _become_supervisor(
             os._exit(0)
         run = engine.container_run(id)
         os.makedirs(run, mode=0o700, exist_ok=True)
-        _detach_descriptors(client.fileno(), str(run / "supervisor.log"))
+        _detach_descriptors({client.fileno(), alive.fd}, str(run / "supervisor.log"))
         os.chdir(run)
         Supervisor(Engine(engine.config), id, client, attach).main()
         os._exit(0)
@@ -103,9 +108,11 @@ def _become_supervisor(
         os._exit(1)
 
 
-def _detach_descriptors(keep: int, log: str) -> None:
-    os.closerange(3, keep)
-    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+def _detach_descriptors(keep: set[int], log: str) -> None:
+    first = 3
+    for fd in (*sorted(keep), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(first, fd)
+        first = fd + 1
     null = os.open(os.devnull, os.O_RDWR)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(null, 0)
@@ -200,8 +207,6 @@ class Supervisor:
 
     def main(self) -> None:
         """Start the container, serve until it has ended for good, clear away, and tell who waits."""
-        alive = self.engine.containers.alive_lock(self.id)
-        alive.acquire()
         become_subreaper()
         self._own_namespaces()
         self._listen()
