@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from transom_conformance.report import Case
+    from transom_conformance.report import Case, Report
     from transom_conformance.runner import Watcher
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -23,6 +23,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--select", "-k", metavar="EXPR", default="", help="Run the cases whose names fit ('crash and not disk')")
 @click.option("--list", "only_list", is_flag=True, help="List the cases, run none")
 @click.option("--all", "-a", "every", is_flag=True, help="Run every driver, of KIND or of all kinds, that can run here")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Fail a case that takes longer (600)",
+)
 @click.option("--json", "json_file", metavar="FILE", type=_FILE, help="Write the report as JSON (--all: an array)")
 @click.option("--junit", "junit_file", metavar="FILE", type=_FILE, help="Write the report as JUnit XML")
 @click.option("--html", "html_file", metavar="FILE", type=_FILE, help="Write the report as a page of its own")
@@ -35,6 +41,7 @@ def conformance_command(
     select: str,
     only_list: bool,
     every: bool,
+    timeout: float | None,
     json_file: Path | None,
     junit_file: Path | None,
     html_file: Path | None,
@@ -47,6 +54,7 @@ def conformance_command(
     """
     from rich.console import Console
 
+    from transom.errors import NotFound
     from transom_conformance import report, runner
 
     _check_arguments(kind, driver, every=every, options=options)
@@ -59,20 +67,27 @@ def conformance_command(
         assert kind is not None
         assert driver is not None
         chosen = [(kind, driver)]
+    reports: list[Report] = []
+    for k, d in chosen:
+        try:
+            if only_list:
+                _list(runner.listed(k, d, options=given, select=select), f"{k} {d}" if every else "")
+                continue
+            show = watcher(console, f"{k} {d}")
+            found = runner.run(k, d, options=given, select=select, timeout=timeout or runner.TIMEOUT, watcher=show)
+        except runner.NothingSelected:
+            if not every:
+                raise
+        else:
+            reports.append(found)
+            report.summarize(found, console)
     if only_list:
-        for k, d in chosen:
-            _list(runner.listed(k, d, options=given, select=select))
         return 0
-    reports = []
-    for number, (k, d) in enumerate(chosen):
-        junit = junit_file.with_name(f"{junit_file.name}.{number}") if junit_file else None
-        reports.append(
-            runner.run(k, d, options=given, select=select, junit=junit, watcher=watcher(console, f"{k} {d}"))
-        )
-        report.summarize(reports[-1], console)
-    if junit_file:
-        _join_junit(junit_file, len(reports))
+    if not reports:
+        raise NotFound(f"--select {select!r} fits no case of any suite; `transom conformance --all --list` shows them")
     _write(json_file, report.to_json(reports, several=every))
+    if junit_file:
+        _write(junit_file, report.to_junit(reports))
     if html_file:
         from transom_conformance.page import page
 
@@ -121,9 +136,11 @@ def _every(kind: str | None, console: Console) -> list[tuple[str, str]]:
     return chosen
 
 
-def _list(cases: list[Case]) -> None:
+def _list(cases: list[Case], title: str) -> None:
     from transom_conformance.report import groups
 
+    if title:
+        click.echo(f"\n{title}\n")
     for group, members in groups(cases).items():
         click.echo(group)
         for case in members:
@@ -135,17 +152,6 @@ def _write(file: Path | None, data: bytes) -> None:
 
     if file:
         write_atomic(file, data, mode=0o644)
-
-
-def _join_junit(file: Path, number: int) -> None:
-    """Make one document of the suites that pytest wrote."""
-    from xml.etree import ElementTree
-
-    root = ElementTree.Element("testsuites", name="transom conformance")
-    for part in (file.with_name(f"{file.name}.{n}") for n in range(number)):
-        root.extend(ElementTree.parse(part).getroot())
-        part.unlink()
-    _write(file, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
 
 
 def watcher(console: Console, title: str) -> Watcher:

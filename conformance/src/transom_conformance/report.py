@@ -87,6 +87,35 @@ def to_json(reports: Sequence[Report], *, several: bool) -> bytes:
     return msgspec.json.format(msgspec.json.encode(list(reports) if several else reports[0]), indent=1) + b"\n"
 
 
+def to_junit(reports: Sequence[Report]) -> bytes:
+    """Return JUnit XML: a suite for each driver; what is not claimed is skipped there."""
+    from xml.etree import ElementTree
+
+    root = ElementTree.Element("testsuites", name="transom conformance")
+    for report in reports:
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=f"{report.kind} {report.driver}",
+            tests=str(len(report.cases)),
+            failures=str(report.failed),
+            errors="0",
+            skipped=str(report.not_claimed + report.skipped),
+            time=f"{report.seconds:.3f}",
+            timestamp=report.started,
+        )
+        for case in report.cases:
+            place = f"{report.kind}.{report.driver}.{case.group}"
+            shown = ElementTree.SubElement(suite, "testcase", classname=place, name=case.id, time=f"{case.seconds:.3f}")
+            if case.outcome == "failed":
+                ElementTree.SubElement(shown, "failure", message=case.reason).text = case.trace
+            elif case.outcome != "passed":
+                ElementTree.SubElement(shown, "skipped", message=f"{case.outcome}: {case.reason}")
+    ElementTree.indent(root)
+    document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document
+
+
 def table(report: Report) -> Table:
     """Return the counts by group."""
     from rich import box
@@ -122,7 +151,8 @@ def verdict(report: Report) -> str:
     if not report.passed:
         reasons = sorted({case.reason for case in report.cases})
         return f"nothing was proved: {reasons[0] if len(reasons) == 1 else 'no case was run'}"
-    return f"all {report.passed} cases passed in {report.seconds:.0f} s"
+    what = "the one case" if report.passed == 1 else f"all {report.passed} cases"
+    return f"{what} passed in {report.seconds:.0f} s"
 
 
 def badge(reports: Sequence[Report]) -> str:

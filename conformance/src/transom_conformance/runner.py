@@ -33,6 +33,13 @@ from transom.errors import ConfigError, ContractError, NotFound
 from transom_conformance.plugin import NOT_CLAIMED
 from transom_conformance.report import Case, Outcome, Report, count
 
+TIMEOUT = 600.0
+"""Seconds after which a case has hung: more than any needs on a slow and busy host."""
+
+
+class NothingSelected(NotFound):
+    """`select` fits no case of the suite."""
+
 
 class Watcher:
     """Is told how a run goes; this one does not listen."""
@@ -53,7 +60,7 @@ def run(
     *,
     options: Mapping[str, str] | None = None,
     select: str = "",
-    junit: Path | None = None,
+    timeout: float = TIMEOUT,
     watcher: Watcher | None = None,
 ) -> Report:
     """Run the suite against a driver and return what it proved.
@@ -61,7 +68,7 @@ def run(
     Args:
         options: the driver's, as a user writes them.
         select: which cases, in pytest's syntax of ``-k``; empty for all.
-        junit: where pytest writes its JUnit XML.
+        timeout: seconds after which a case that has not ended fails.
 
     Raises:
         ConfigError: no such kind or option, or `select` is no expression.
@@ -71,8 +78,8 @@ def run(
     """
     subject = _Subject(kind, driver, options or {})
     started, begin = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-    recorder = _Recorder(kind, watcher or Watcher())
-    _pytest(subject, recorder, select, [f"--junitxml={junit.absolute()}"] if junit else [])
+    recorder = _Recorder(kind, watcher or Watcher(), timeout)
+    _pytest(subject, recorder, select)
     found: dict[str, Any] = {**subject.facts(), **count(recorder.cases)}
     return Report(
         kind=kind,
@@ -88,7 +95,7 @@ def run(
 def listed(kind: str, driver: str, *, options: Mapping[str, str] | None = None, select: str = "") -> list[Case]:
     """Return the cases without running them; `outcome` says nothing. Raises as `run` does."""
     recorder = _Recorder(kind, Watcher())
-    _pytest(_Subject(kind, driver, options or {}), recorder, select, ["--collect-only"])
+    _pytest(_Subject(kind, driver, options or {}), recorder, select, "--collect-only")
     return [recorder.case(id, "skipped", 0.0, "not run") for id in recorder.items]
 
 
@@ -162,11 +169,11 @@ def capabilities_of(kind: str) -> list[Capability]:
 class _Recorder:
     """A pytest plugin that notes cases and keeps pytest itself quiet."""
 
-    def __init__(self, kind: str, watcher: Watcher) -> None:
+    def __init__(self, kind: str, watcher: Watcher, timeout: float = TIMEOUT) -> None:
         self.cases: list[Case] = []
         self.items: dict[str, pytest.Item] = {}
         self.broken = ""
-        self._kind, self._watcher = kind, watcher
+        self._kind, self._watcher, self._timeout = kind, watcher, timeout
         self._phases: list[pytest.TestReport] = []
 
     @pytest.hookimpl(trylast=True)
@@ -185,6 +192,21 @@ class _Recorder:
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._phases = []
         self._watcher.start(_sentence(self.items[nodeid].name))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self) -> Iterator[None]:
+        with _alarm(self._timeout):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Iterator[None]:
+        with _alarm(self._timeout):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self) -> Iterator[None]:
+        with _alarm(self._timeout):
+            return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._phases.append(report)
@@ -205,10 +227,27 @@ class _Recorder:
             group=_group(function) if function else "",
             outcome=outcome,
             seconds=round(seconds, 3),
-            reason=reason,
+            reason=_printable(reason),
             doc=inspect.getdoc(function) or "",
-            trace=trace,
+            trace=_printable(trace),
         )
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer, even in a system call. Children of a fork inherit no timer."""
+    import signal
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"it has not ended within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _settle(phases: list[pytest.TestReport]) -> tuple[Outcome, str, str]:
@@ -244,6 +283,11 @@ def _said(phase: pytest.TestReport) -> Iterator[str]:
             yield f"--- {title} ---\n{text.rstrip()}"
 
 
+def _printable(text: str) -> str:
+    """Write out what neither a terminal nor JSON nor XML can carry: control characters, halves of surrogate pairs."""
+    return re.sub("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", lambda m: ascii(m[0])[1:-1], text)
+
+
 def _sentence(name: str) -> str:
     name, bracket, parameters = name.partition("[")
     return name.removeprefix("test_").replace("_", " ") + (f" [{parameters}" if bracket else "")
@@ -273,7 +317,7 @@ def _lines(file: str) -> tuple[str, ...]:
         return ("",)
 
 
-def _pytest(subject: _Subject, recorder: _Recorder, select: str, more: list[str]) -> None:
+def _pytest(subject: _Subject, recorder: _Recorder, select: str, *more: str) -> None:
     """Let pytest run; raise what has nothing to do with the driver's cases."""
     with _workplace() as work, _settings(work), redirect_stderr(io.StringIO()) as said:
         (work / "pytest.ini").write_text("[pytest]\nxfail_strict = true\ntmp_path_retention_policy = failed\n")
@@ -293,7 +337,7 @@ def _pytest(subject: _Subject, recorder: _Recorder, select: str, more: list[str]
     if code == pytest.ExitCode.INTERRUPTED and not recorder.broken:
         raise KeyboardInterrupt
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise NotFound(
+        raise NothingSelected(
             f"--select {select!r} fits no case of the {subject.kind} suite; "
             f"`transom conformance {subject.kind} {subject.driver} --list` shows them"
         )
