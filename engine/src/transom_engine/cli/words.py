@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import click
 
@@ -61,6 +62,6 @@ def confirmed(warning: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
-def many(*names: str, help: str = "") -> Callable[..., object]:
+def many(*names: str, help: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the decorator of a flag that may be given many times."""
     return click.option(*names, multiple=True, help=help)

@@ -1,0 +1,290 @@
+"""``transom network``: make, list, join and remove networks."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from transom.errors import ConfigError, NotFound, choices
+from transom_engine.cli import Session, pass_session
+from transom_engine.cli.words import confirmed, filters, has_labels, many, several
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+
+    from transom_engine.engine import Engine
+    from transom_engine.networks import IpamConfig, NetworkRecord
+
+_HEADINGS = {
+    "ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "IPv6": "IPV6", "Internal": "INTERNAL",
+    "Labels": "LABELS", "CreatedAt": "CREATED AT",
+}  # fmt: skip
+_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
+
+
+@click.group("network")
+def network_command() -> None:
+    """Manage networks."""
+
+
+@network_command.command("create")
+@click.option("-d", "--driver", default="", help="Driver to manage the network")
+@many("--subnet", help="Subnet in CIDR format that represents a network segment")
+@many("--ip-range", help="Allocate container IP from a sub-range")
+@many("--gateway", help="IPv4 or IPv6 gateway of a subnet")
+@many("--aux-address", help="Addresses that no container gets, NAME=ADDRESS")
+@many("-o", "--opt", help="Set driver specific options")
+@many("--label", help="Set metadata on a network")
+@click.option("--internal", is_flag=True, help="Restrict external access to the network")
+@click.option("--ipv6", is_flag=True, help="Enable IPv6 networking")
+@click.option("--attachable", is_flag=True, help="Enable manual container attachment")
+@click.argument("name", metavar="NETWORK")
+@pass_session
+def create_command(
+    session: Session,
+    /,
+    name: str,
+    driver: str,
+    subnet: tuple[str, ...],
+    ip_range: tuple[str, ...],
+    gateway: tuple[str, ...],
+    aux_address: tuple[str, ...],
+    opt: tuple[str, ...],
+    label: tuple[str, ...],
+    internal: bool,
+    ipv6: bool,
+    attachable: bool,
+) -> None:
+    """Create a network."""
+    from transom_engine import flags
+
+    record = session.engine.networks.create(
+        name,
+        driver=driver,
+        configs=subnets(subnet, ip_range, gateway, flags.pairs(aux_address, flag="--aux-address")),
+        options=flags.pairs(opt, flag="--opt"),
+        labels=flags.labels(label),
+        internal=internal,
+        ipv6=ipv6,
+        attachable=attachable,
+    )
+    print(record.id)
+
+
+def subnets(
+    pools: tuple[str, ...], ranges: tuple[str, ...], gateways: tuple[str, ...], reserved: dict[str, str]
+) -> list[IpamConfig]:
+    """Give each range, gateway and reserved address to the subnet that it is in, as docker does.
+
+    Raises:
+        ConfigError: it is in none, or a subnet gets two.
+    """
+    from transom.services.ipam import parse_subnet
+    from transom_engine.networks import IpamConfig
+
+    blocks = [parse_subnet(pool) for pool in pools]
+    configs = [IpamConfig(subnet=pool) for pool in pools]
+    for part in ranges:
+        config = configs[_within(parse_subnet(part), blocks, f"--ip-range {part}")]
+        if config.ip_range:
+            raise ConfigError(f"--ip-range {part}: subnet {config.subnet} has the range {config.ip_range} already")
+        config.ip_range = part
+    for address in gateways:
+        config = configs[_within(_block(address, "--gateway"), blocks, f"--gateway {address}")]
+        if config.gateway:
+            raise ConfigError(f"--gateway {address}: subnet {config.subnet} has the gateway {config.gateway} already")
+        config.gateway = address
+    for name, address in reserved.items():
+        index = _within(_block(address, "--aux-address"), blocks, f"--aux-address {name}={address}")
+        configs[index].auxiliary_addresses = {**configs[index].auxiliary_addresses, name: address}
+    return configs
+
+
+def _block(address: str, flag: str) -> IPv4Network | IPv6Network:
+    from ipaddress import ip_address, ip_network
+
+    try:
+        return ip_network(str(ip_address(address)))
+    except ValueError:
+        raise ConfigError(f"{flag} {address!r}: not an IP address, such as 172.28.5.254") from None
+
+
+def _within(block: IPv4Network | IPv6Network, blocks: list[IPv4Network | IPv6Network], words: str) -> int:
+    for index, outer in enumerate(blocks):
+        if outer.version == block.version and outer.overlaps(block):
+            return index
+    raise ConfigError(
+        f"{words}: no matching subnet; those given are {choices(map(str, blocks))}, add one with --subnet"
+    )
+
+
+@network_command.command("ls")
+@click.option("-f", "--filter", "given", multiple=True, help="Provide filter values (e.g. driver=bridge)")
+@click.option("--format", "format", default="", help="Format output using a Go template, 'table TEMPLATE' or json")
+@click.option("--no-trunc", is_flag=True, help="Do not truncate the output")
+@click.option("-q", "--quiet", is_flag=True, help="Only display network IDs")
+@pass_session
+def ls_command(session: Session, /, given: tuple[str, ...], format: str, no_trunc: bool, quiet: bool) -> None:
+    """List networks."""
+    from transom_engine.cli.tables import render
+
+    wanted = filters(given, *_FILTERS)
+    rows = [_row(record, full=no_trunc) for record in session.engine.networks.list() if _all(session, record, wanted)]
+    columns = ("ID", "Name", "Driver", "Scope")
+    print(render(rows, headings=_HEADINGS, columns=columns, format=format, quiet="ID" if quiet else ""), end="")
+
+
+def _row(record: NetworkRecord, *, full: bool) -> dict[str, Any]:
+    from transom_engine.cli.units import local_time, parse_time
+
+    return {
+        "ID": record.id if full else record.id[:12],
+        "Name": record.name,
+        "Driver": record.driver,
+        "Scope": record.scope,
+        "IPv6": str(record.enable_ipv6).lower(),
+        "Internal": str(record.internal).lower(),
+        "Labels": ",".join(f"{key}={value}" for key, value in sorted(record.labels.items())),
+        "Label": lambda name: record.labels.get(name, ""),
+        "CreatedAt": local_time(parse_time(record.created, now=0)),
+    }
+
+
+def _all(session: Session, record: NetworkRecord, wanted: dict[str, list[str]]) -> bool:
+    """Say whether the network passes all filters; values of one are alternatives, labels must all be there."""
+    from transom_engine.networks import DEFAULT
+
+    def matches(word: str, text: str) -> bool:
+        try:
+            return re.search(word, text) is not None
+        except re.error as error:
+            raise ConfigError(f"--filter name={word!r}: invalid regular expression: {error}") from None
+
+    def custom(word: str) -> bool:
+        if word not in {"builtin", "custom"}:
+            raise ConfigError(f"--filter type={word!r}: invalid filter; there are builtin, custom")
+        return (word == "builtin") is (record.name == DEFAULT or record.name == record.driver)
+
+    def dangling(word: str) -> bool:
+        if word not in {"true", "false", "1", "0"}:
+            raise ConfigError(f"--filter dangling={word!r}: invalid filter; there are true, false")
+        from transom_engine.pruning import unused_networks
+
+        return (word in {"true", "1"}) is (record.id in {unused.id for unused in unused_networks(session.engine)})
+
+    tests: dict[str, Callable[[str], bool]] = {
+        "driver": lambda word: record.driver == word,
+        "id": lambda word: record.id.startswith(word),
+        "name": lambda word: matches(word, record.name),
+        "scope": lambda word: record.scope == word,
+        "type": custom,
+        "dangling": dangling,
+    }
+    return has_labels(record.labels, wanted.get("label", ())) and all(
+        any(test(word) for word in wanted[key]) for key, test in tests.items() if key in wanted
+    )
+
+
+@network_command.command("inspect")
+@click.option("-f", "--format", "format", default="", help="Format output using a Go template, or json")
+@click.option("-v", "--verbose", is_flag=True, help="Accepted for docker's sake: all that is known is always shown")
+@click.argument("names", metavar="NETWORK...", nargs=-1, required=True)
+@pass_session
+def inspect_command(session: Session, /, names: tuple[str, ...], format: str, verbose: bool) -> int:
+    """Display detailed information on one or more networks."""
+    from transom_engine.cli.inspect import show
+
+    return show(session, names, kind="network", format=format)
+
+
+@network_command.command("connect")
+@click.option("--ip", default="", help="IPv4 address (e.g., 172.30.100.104)")
+@click.option("--ip6", default="", help="IPv6 address (e.g., 2001:db8::33)")
+@many("--alias", help="Add network-scoped alias for the container")
+@many("--driver-opt", help="Driver options for the endpoint")
+@many("--link", help="Not supported: use --alias")
+@click.argument("network", metavar="NETWORK")
+@click.argument("container", metavar="CONTAINER")
+@pass_session
+def connect_command(
+    session: Session,
+    /,
+    network: str,
+    container: str,
+    ip: str,
+    ip6: str,
+    alias: tuple[str, ...],
+    driver_opt: tuple[str, ...],
+    link: tuple[str, ...],
+) -> None:
+    """Connect a container to a network."""
+    from transom_engine import flags
+    from transom_engine.model import EndpointSettings
+
+    if link:
+        raise ConfigError("--link is not supported: containers of a network find each other by name, or by --alias")
+    asked = {key: value for key, value in (("IPv4Address", ip), ("IPv6Address", ip6)) if value}
+    place = EndpointSettings(
+        aliases=list(alias) or None,
+        ipam_config=asked or None,
+        driver_opts=flags.pairs(driver_opt, flag="--driver-opt") or None,
+    )
+    session.engine.networks.connect(network, session.engine.containers.get(container), place)
+
+
+@network_command.command("disconnect")
+@click.option("-f", "--force", is_flag=True, help="Force the container to disconnect from a network")
+@click.argument("network", metavar="NETWORK")
+@click.argument("container", metavar="CONTAINER")
+@pass_session
+def disconnect_command(session: Session, /, network: str, container: str, force: bool) -> None:
+    """Disconnect a container from a network."""
+    session.engine.networks.disconnect(network, session.engine.containers.get(container), force=force)
+
+
+@network_command.command("rm")
+@click.option("-f", "--force", is_flag=True, help="Do not error if the network does not exist")
+@click.argument("names", metavar="NETWORK...", nargs=-1, required=True)
+@pass_session
+def rm_command(session: Session, /, names: tuple[str, ...], force: bool) -> int:
+    """Remove one or more networks."""
+
+    def remove(name: str) -> None:
+        try:
+            session.engine.networks.remove(name)
+        except NotFound:
+            if not force:
+                raise
+
+    return several(names, remove)
+
+
+@network_command.command("prune")
+@click.option("-f", "--force", is_flag=True, help="Do not prompt for confirmation")
+@click.option("--filter", "given", multiple=True, help="Provide filter values (e.g. until=24h, label=KEY=VALUE)")
+@pass_session
+def prune_command(session: Session, /, force: bool, given: tuple[str, ...]) -> None:
+    """Remove all unused networks."""
+    wanted = filters(given, "until", "label", "label!")
+    if not force and not confirmed("This will remove all custom networks not used by at least one container."):
+        return
+    removed = prune(session.engine, wanted)
+    if removed:
+        print("Deleted Networks:", *removed, sep="\n", end="\n\n")
+
+
+def prune(engine: Engine, wanted: dict[str, list[str]]) -> list[str]:
+    """Remove unused networks that the filters pass, and return their names."""
+    from transom_engine.cli.image import passes
+    from transom_engine.cli.units import parse_time
+    from transom_engine.pruning import prune_networks
+
+    now = time.time_ns()
+    before = min((parse_time(text, now=now, flag="--filter until") for text in wanted.get("until", ())), default=now)
+    return prune_networks(
+        engine, lambda record: parse_time(record.created, now=now) < before and passes(record.labels, wanted)
+    )
