@@ -8,9 +8,9 @@ import pytest
 
 # Each costs 5 to 150 ms, several times what the rest of a start costs.
 EXPENSIVE = {
-    "asyncio", "concurrent.futures", "dataclasses", "email", "http.client", "importlib.metadata", "logging", "multiprocessing",
-    "pluggy", "pyroute2", "rich", "ssl", "stevedore", "subprocess", "tarfile", "tempfile", "unittest",
-    "urllib.request", "zstandard",
+    "asyncio", "concurrent.futures", "dataclasses", "email", "http.client", "importlib.metadata", "logging",
+    "multiprocessing", "pluggy", "pyroute2", "rich", "ssl", "stevedore", "subprocess", "tarfile", "tempfile",
+    "unittest", "urllib.request", "zstandard",
 }  # fmt: skip
 WHAT_HELP_NEEDS_OF_US = {"transom", "transom.errors", "transom_engine", "transom_engine.cli"}
 

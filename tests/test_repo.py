@@ -133,7 +133,8 @@ def code_lines(path):
 def test_prose_and_blank_lines_are_no_code(tmp_path):
     file = tmp_path / "a.py"
     file.write_text(
-        '"""Prose,\n\nlong."""\n\n# a remark\nx = (\n    1,\n)\n\n\ndef f():\n    """Prose."""\n    return """a\n\nb"""\n'
+        '"""Prose,\n\nlong."""\n\n# a remark\nx = (\n    1,\n)\n\n\ndef f():\n    """Prose."""\n'
+        '    return """a\n\nb"""\n'
     )
     assert code_lines(file) == 7
 
