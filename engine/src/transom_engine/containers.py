@@ -428,6 +428,10 @@ class Containers:
         container = self.get(reference)
         with self.engine.lock(container.id):
             changed = msgspec.structs.replace(container.host_config, **changes)
+            if changed.auto_remove and changed.restart_policy.name != "no":
+                raise ConfigError(
+                    "restart policy cannot be updated because AutoRemove (--rm) is enabled for the container"
+                )
             resources = resources_of(changed)
             warnings = check(resources, cpus=os.cpu_count() or 1)
             limits = self.engine.limits(container.limits_driver)

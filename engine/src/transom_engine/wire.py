@@ -136,7 +136,10 @@ class Connection:
         Raises:
             DriverError: the supervisor died before it answered.
         """
-        self.send(REQUEST, request)
+        try:
+            self.send(REQUEST, request)
+        except BrokenPipeError:
+            pass  # what it said before it died can still be read
         while (received := self.receive()) is not None:
             if received[0] == REPLY:
                 return msgspec.json.decode(received[1], type=Reply)

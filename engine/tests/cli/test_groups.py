@@ -1,0 +1,22 @@
+"""``transom container`` and ``transom image``."""
+
+
+def test_the_group_has_dockers_commands(transom):
+    name = transom.detached()
+    assert transom("container", "ls", "-q", "--no-trunc") == name
+    assert transom("container", "stop", "-t", "0", name) == name
+    assert transom("container", "rm", name) == name
+
+
+def test_every_command_of_the_groups_has_its_help(empty_transom):
+    for group in ("container", "image"):
+        listed = [line.split()[0] for line in empty_transom(group, "--help").splitlines() if line.startswith("  ")]
+        for name in listed[listed.index("--help,") + 1 if "--help," in listed else 1 :]:
+            if not name.startswith("-"):
+                assert "Usage: transom" in empty_transom(group, name, "--help")
+
+
+def test_a_group_names_the_command_that_was_meant(empty_transom):
+    assert empty_transom.fails("container", "lss", code=125) == (
+        "no such command: container lss (did you mean ls?); see `transom container --help`"
+    )
