@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
+from transom.errors import ConfigError, TransomError
 from transom_engine.cli import Session, pass_session
 from transom_engine.cli.tables import render
+
+if TYPE_CHECKING:
+    from transom.config import Config
 
 _HEADINGS = {"Key": "KEY", "Value": "VALUE", "Origin": "ORIGIN"}
 
@@ -31,10 +36,36 @@ def show(session: Session, /, format: str) -> None:
 @config_command.command("check")
 @click.argument("file")
 def check(file: str) -> None:
-    """Say whether FILE is a valid configuration; the exit code says it too."""
+    """Say whether FILE is valid: keys, types, and that its drivers are there and take their options."""
     from transom.config import load
 
     config = load(path=file, environ={}, overrides={})
+    faults = _driver_faults(config)
+    if faults:
+        raise ConfigError(f"{file}: " + "; ".join(faults))
     for key, _, why in config.ignored:
         print(f"{key}: {why}")
     print(f"{os.path.abspath(file)} is valid")
+
+
+def _driver_faults(config: Config) -> list[str]:
+    """Open each driver that the file names; opening touches neither files nor the kernel."""
+    from pathlib import Path
+
+    from transom.contract import KINDS
+    from transom.drivers import Drivers
+
+    drivers, faults = Drivers(state=Path(config.state_dir), run=Path(config.run_dir), wrappers=config.wrappers), []
+    for kind in KINDS:
+        chosen = config.drivers(kind)
+        if kind == "auth":
+            chosen = config.auth_drivers + config.authorization_plugins
+        elif len(chosen) > 1:
+            chosen = ()
+        for name in dict.fromkeys([*chosen, *config.driver_opts.get(kind, {})]):
+            options, where = config.options(kind, name)
+            try:
+                drivers.open(kind, name, options, where=where)
+            except TransomError as error:
+                faults.append(str(error))
+    return faults

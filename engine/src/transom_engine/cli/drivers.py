@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 _HEADINGS = {
     "Kind": "KIND", "Name": "NAME", "Distribution": "DISTRIBUTION", "Version": "VERSION", "Status": "STATUS",
 }  # fmt: skip
-
-
 _STRUCTURES = ("Options", "NetworkOptions", "EndpointOptions")
 
 
@@ -30,14 +28,16 @@ def drivers_command() -> None:
 
 @drivers_command.command("ls")
 @click.argument("kind", required=False)
+@click.option("--kind", "flagged", default="", help="Only drivers of this kind")
 @click.option("-q", "--quiet", is_flag=True, help="Only display KIND/NAME")
 @click.option("--no-probe", is_flag=True, help="Do not import the drivers to ask whether this host can run them")
 @click.option("--format", "format", default="", help="Format output using a Go template, 'table TEMPLATE' or json")
 @pass_session
-def ls(session: Session, /, kind: str | None, quiet: bool, no_probe: bool, format: str) -> None:
+def ls(session: Session, /, kind: str | None, flagged: str, quiet: bool, no_probe: bool, format: str) -> None:
     """List the installed drivers: usable here, or why not."""
     from transom.drivers import contract_of, installed
 
+    kind = kind or flagged or None
     if kind:
         contract_of(kind)  # refuses a kind that there is not
     listed = []
