@@ -60,7 +60,7 @@ class Group:
 
     def remove(self):
         """Remove the group from every hierarchy; this process has left it."""
-        for top in glob.glob(f"/sys/fs/cgroup/*/{self.name}") + [f"/sys/fs/cgroup/{self.name}"]:
+        for top in [*glob.glob(f"/sys/fs/cgroup/*/{self.name}"), f"/sys/fs/cgroup/{self.name}"]:
             for path, _, _ in os.walk(top, topdown=False):
                 os.rmdir(path)
 
