@@ -76,15 +76,15 @@ def remove_image(engine: Engine, name: str, *, force: bool = False) -> list[Remo
     containers = engine.containers.list(all=True)
     users = {container.image: container.name for container in containers}
     running = {container.image: container.name for container in containers if container.state.running}
+    image = engine.images.resolve(name)
     with _layers_locked(engine) as drivers:
         removed = engine.images.remove(name, force=force, in_use=users.get, running=running.get)
         if any(one.deleted for one in removed):
             for driver in drivers:
                 sweep_layers(engine, driver)
     for one in removed:
-        engine.state.event("image", "untag" if one.untagged else "delete", one.untagged or one.deleted, name=name)
-        if one.deleted:
-            break  # what follows are its layers
+        if one.untagged or one.deleted == image.id:
+            engine.state.event("image", "untag" if one.untagged else "delete", image.id, name=one.untagged or image.id)
     return removed
 
 

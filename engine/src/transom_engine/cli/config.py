@@ -49,7 +49,7 @@ def check(file: str) -> None:
 
 
 def _driver_faults(config: Config) -> list[str]:
-    """Open each driver that the file names; opening touches neither files nor the kernel."""
+    """Open each driver that the file names, and say what keeps one from it; nothing is made or changed."""
     from pathlib import Path
 
     from transom.contract import KINDS
