@@ -46,8 +46,13 @@ class Demo:
 
     def show(self) -> None:
         """The main job, from configuration to removal."""
-        say("The configuration in force (an empty one: drivers are chosen by probing this host)")
-        self.transom("config", "show", quietly=True)
+        say(
+            "The configuration: what is not at its default, the drivers there are, and those chosen by probing this host"
+        )
+        self.transom(
+            "config", "show", "--format", '{{if ne .Origin "default"}}{{.Key}}={{.Value}} ({{.Origin}}){{end}}'
+        )
+        self.transom("drivers", "ls")
         self.transom("info", "--format", "storage {{.Driver}}, logs {{.LoggingDriver}}, limits {{.LimitsDriver}}")
         say("An image")
         self.provide_image()
@@ -88,12 +93,10 @@ class Demo:
         make_busybox_root(root)
         self.transom("import", "-c", 'CMD ["sh"]', str(root), IMAGE)
 
-    def transom(self, *words: str, quietly: bool = False) -> None:
-        """Run a command, showing it and what it prints; with `quietly` only the first lines of that."""
+    def transom(self, *words: str) -> None:
+        """Run a command, showing it and what it prints."""
         print("$ transom " + " ".join(f"'{w}'" if " " in w or "{" in w else w for w in words), flush=True)
-        shown = self.output(*words)
-        lines = shown.splitlines()
-        print("\n".join([*lines[:12], "..."] if quietly and len(lines) > 12 else lines), flush=True)
+        print("\n".join(filter(None, self.output(*words).splitlines())), flush=True)
 
     def output(self, *words: str) -> str:
         """Run a command and return what it prints; a failure ends the demonstration."""
