@@ -137,7 +137,7 @@ class Volumes:
         try:
             if os.path.isdir(f"/proc/self/fd/{fd}"):
                 remove_tree(draft)
-                copy_tree(Path(f"/proc/self/fd/{fd}/."), draft)
+                copy_tree(Path(os.readlink(f"/proc/self/fd/{fd}")), draft)
                 os.rename(draft, point.source)
         except OSError as error:
             raise DriverError("filling", driver="volume", subject=point.name, cause=error) from error
