@@ -112,14 +112,13 @@ class World:
             if found.code:
                 continue  # it ended meanwhile, with --rm
             shown = json.loads(found.out)[0]["State"]
-            if shown["Status"] == state == "running" and not alive(shown["Pid"]):
+            running = shown["Status"] == state and state in ("running", "paused")
+            if running and not alive(shown["Pid"]):
                 time.sleep(1)  # it ended just now: its supervisor is clearing it away
                 shown = json.loads(self.transom.call("inspect", id).out or '[{"State": {"Pid": 0}}]')[0]["State"]
                 assert shown["Pid"] == 0, f"{name} is shown running and its process {shown['Pid']} is gone"
                 return self.listed()
-            if shown["Status"] == state == "running":
-                continue
-            if shown["Status"] == state:
+            if shown["Status"] == state and not running:
                 assert shown["Pid"] == 0, f"{name} is {state} and has pid {shown['Pid']}"
         return listed
 
