@@ -46,9 +46,7 @@ class Demo:
 
     def show(self) -> None:
         """The main job, from configuration to removal."""
-        say(
-            "The configuration: what is not at its default, the drivers there are, and those chosen by probing this host"
-        )
+        say("The configuration (what is not at its default), the drivers, and those chosen by probing this host")
         self.transom(
             "config", "show", "--format", '{{if ne .Origin "default"}}{{.Key}}={{.Value}} ({{.Origin}}){{end}}'
         )
