@@ -26,14 +26,16 @@ _PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
 
 
 def write_bundle(
-    engine: Engine, container: Container, *, directory: str, rootfs: str, netns: str | None, cgroup: str, proc: str
-) -> None:
+    engine: Engine, container: Container, *, directory: str, rootfs: str, netns: str | None, cgroup: str, proc: str,
+    terminal: tuple[int, int] = (0, 0),
+) -> None:  # fmt: skip
     """Write ``config.json`` into `directory` and the files it mounts into the container's own directory.
 
     Args:
         netns: the path of the network namespace; None for the host's.
         cgroup: the group's path, for a runtime that insists on it.
         proc: the path at which the host's /proc can be reached.
+        terminal: rows and columns that the container's terminal has from the first moment on; zeros leave it open.
 
     Raises:
         ConfigError: the user's words do not fit the image (no such user).
@@ -56,6 +58,8 @@ def write_bundle(
         no_new_privileges=config.no_new_privileges,
         seccomp_profile="" if config.seccomp_profile == "builtin" else config.seccomp_profile,
     )
+    if container.config.tty and terminal[0]:
+        bundle.config["process"]["consoleSize"] = {"height": terminal[0], "width": terminal[1]}
     write_atomic(os.path.join(directory, "config.json"), bundle.encode(), mode=0o600, durable=False)
 
 

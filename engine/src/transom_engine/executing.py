@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from transom.errors import Conflict
 from transom_engine import wire
-from transom_engine.model import Ulimit
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
@@ -40,6 +39,7 @@ def execute(
         ConfigError: no such user, a relative working directory.
         TransomError: it could not be executed; exit code 126 or 127.
     """
+    from transom_engine.bundle import default_ulimits
     from transom_engine.oci.spec import exec_process
 
     container = engine.containers.running(reference)
@@ -47,7 +47,6 @@ def execute(
         raise Conflict(f"container {reference} is paused, unpause the container before exec")
     if not container.state.pid:
         raise Conflict(f"container {reference} is restarting, wait until the container is running")
-    config = engine.config
     process = exec_process(
         container=container,
         rootfs=f"/proc/{container.state.pid}/root",
@@ -57,10 +56,12 @@ def execute(
         user=user,
         tty=tty,
         privileged=privileged,
-        default_ulimits=[Ulimit(name=n, soft=u.soft, hard=u.hard) for n, u in config.default_ulimits.items()],
-        no_new_privileges=config.no_new_privileges,
+        default_ulimits=default_ulimits(engine.config),
+        no_new_privileges=engine.config.no_new_privileges,
     )
     rows, columns = size
+    if tty and rows:  # from the first moment on: the runtime sets it before the process runs
+        process["consoleSize"] = {"height": rows, "width": columns}
     request = wire.Request(
         do="exec", id=os.urandom(32).hex(), process=process, tty=tty, stdin=stdin, detach=detach, rows=rows,
         columns=columns,

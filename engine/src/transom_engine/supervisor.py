@@ -141,6 +141,7 @@ class Process:
 
     def __init__(self, *, tty: bool) -> None:
         self.tty = tty
+        self.exec_id = ""
         self.pid = 0
         self.code: int | None = None
         self.outputs: dict[int, Stream] = {}
@@ -270,6 +271,7 @@ class Supervisor:
             write_bundle(
                 self.engine, container, directory=str(self.run), rootfs=rootfs, netns=netns, cgroup=cgroup,
                 proc=f"/proc/{os.getpid()}/fd/{self.host_proc}",
+                terminal=(self.attach.rows, self.attach.columns) if self.attach else (0, 0),
             )  # fmt: skip
             self._open_logs(container)
             self._go(container, launch)
@@ -720,10 +722,16 @@ class Supervisor:
                 except FileNotFoundError:
                     pass
         client.send(wire.REPLY, wire.Reply(pid=process.pid))
+        process.exec_id = request.id
+        container = self.engine.state.container(self.id)
+        for action in ("exec_create", "exec_start"):
+            self._event(f"{action}: {' '.join(request.process['args'])}", container, execID=request.id)
         if not request.detach:
             self._attach(client, process, request)
 
     def _end_exec(self, pid: int, process: Process) -> None:
+        code = str(process.code or 0)
+        self._event("exec_die", self.engine.state.container(self.id), execID=process.exec_id, exitCode=code)
         del self.executed[pid]
         process.close()
         for client in list(process.clients):

@@ -290,3 +290,17 @@ def test_without_names_a_command_says_how_it_is_called(transom):
 def test_standard_input_of_a_detached_command_is_not_waited_for(transom):
     process = transom.popen("run", "-d", "--network", "none", "busybox", "sleep", "1000", stdin=subprocess.DEVNULL)
     assert process.communicate(timeout=20)[1] == b""
+
+
+def test_containers_that_do_not_listen_are_stopped_at_once(transom):
+    names = [transom.detached(command=("sh", "-c", "trap '' TERM; sleep 1000")) for _ in range(3)]
+    began = time.monotonic()
+    assert transom("stop", "-t", "2", *names).splitlines() == names
+    assert time.monotonic() - began < 5.5
+    assert transom("rm", *names, names[0]).splitlines() == [*names, names[0]]
+
+
+def test_many_are_removed_at_once_and_leave_nothing(transom):
+    names = [transom.detached(network="bridge") for _ in range(5)]
+    assert transom("rm", "-f", *names).splitlines() == names
+    assert transom("ps", "-aq") == ""

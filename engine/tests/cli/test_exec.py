@@ -104,3 +104,16 @@ def test_what_was_executed_ends_with_the_container(transom):
     transom("stop", "-t", "0", name)
     process.communicate(timeout=20)
     assert process.returncode == 137
+
+
+def test_exec_is_among_the_events(transom):
+    name = transom.detached()
+    transom("exec", name, "sh", "-c", "exit 0")
+    engine = transom.engine()
+    try:
+        events = [event for event in engine.state.events() if event.action.startswith("exec")]
+    finally:
+        engine.close()
+    assert [event.action for event in events] == ["exec_create: sh -c exit 0", "exec_start: sh -c exit 0", "exec_die"]
+    assert len({event.attributes["execID"] for event in events}) == 1
+    assert events[-1].attributes["exitCode"] == "0"

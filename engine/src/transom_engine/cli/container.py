@@ -12,7 +12,7 @@ import click
 from transom.errors import ConfigError, Conflict
 from transom_engine import wire
 from transom_engine.cli import Session, pass_session
-from transom_engine.cli.words import confirmed, filters, has_labels, several
+from transom_engine.cli.words import at_once, confirmed, filters, has_labels, several
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
@@ -102,7 +102,9 @@ def _follow(
 @pass_session
 def stop_command(session: Session, /, names: tuple[str, ...], timeout: int | None, signal: str) -> int:
     """Stop one or more running containers."""
-    return several(names, lambda name: session.engine.containers.stop(name, timeout=timeout, signal_name=signal))
+    return at_once(
+        session, names, lambda engine, name: engine.containers.stop(name, timeout=timeout, signal_name=signal)
+    )
 
 
 @click.command("restart")
@@ -121,7 +123,7 @@ def restart_command(session: Session, /, names: tuple[str, ...], timeout: int | 
 @pass_session
 def kill_command(session: Session, /, names: tuple[str, ...], signal: str) -> int:
     """Kill one or more running containers."""
-    return several(names, lambda name: session.engine.containers.kill(name, signal))
+    return at_once(session, names, lambda engine, name: engine.containers.kill(name, signal))
 
 
 @click.command("pause")
@@ -156,7 +158,7 @@ def rename_command(session: Session, /, name: str, new_name: str) -> None:
 @pass_session
 def rm_command(session: Session, /, names: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove one or more containers."""
-    return several(names, lambda name: session.engine.containers.remove(name, force=force, volumes=volumes))
+    return at_once(session, names, lambda engine, name: engine.containers.remove(name, force=force, volumes=volumes))
 
 
 @click.command("wait")

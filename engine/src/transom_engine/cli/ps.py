@@ -69,7 +69,8 @@ def ps_command(
     ]
     found = found[:last] if last > 0 else found
     size = size or ".Size" in format
-    rows = (_row(engine, container, full=no_trunc, size=size, names={}) for container in found)
+    images: dict[str, str] = {}
+    rows = (_row(engine, container, full=no_trunc, size=size, images=images) for container in found)
     columns = (*_COLUMNS, "Size") if size else _COLUMNS
     print(render(rows, headings=HEADINGS, columns=columns, format=format, quiet="ID" if quiet else ""), end="")
 
@@ -79,7 +80,7 @@ def all_pass(tests: list[Test], container: Container) -> bool:
     return all(test(container) for test in tests)
 
 
-def _row(engine: Engine, container: Container, *, full: bool, size: bool, names: dict[str, str]) -> dict[str, Any]:
+def _row(engine: Engine, container: Container, *, full: bool, size: bool, images: dict[str, str]) -> dict[str, Any]:
     from transom_engine import reports
     from transom_engine.cli.units import SECOND, ago, human_size, local_time, parse_time
 
@@ -91,7 +92,7 @@ def _row(engine: Engine, container: Container, *, full: bool, size: bool, names:
     row: dict[str, Any] = {
         "ID": container.id if full else container.id[:12],
         "Names": container.name,
-        "Image": _image(engine, container, full=full),
+        "Image": _image(engine, container, images, full=full),
         "Command": _quoted(command if full else _shortened(command, 20)),
         "CreatedAt": local_time(created),
         "RunningFor": ago(created, now),
@@ -111,15 +112,20 @@ def _row(engine: Engine, container: Container, *, full: bool, size: bool, names:
     return row
 
 
-def _image(engine: Engine, container: Container, *, full: bool) -> str:
-    """Return the image as the user wrote it; its id where that name means another image by now."""
+def _image(engine: Engine, container: Container, images: dict[str, str], *, full: bool) -> str:
+    """Return the image as the user wrote it; its id where that name means another image by now.
+
+    Args:
+        images: the ids of names that were looked up before.
+    """
     written = container.config.image
-    try:
-        same = engine.images.resolve(written).id == container.image
-    except TransomError:
-        same = False
+    if written not in images:
+        try:
+            images[written] = engine.images.resolve(written).id
+        except TransomError:
+            images[written] = ""
     id = container.image.removeprefix("sha256:")
-    if same and not id.startswith(written.removeprefix("sha256:")):
+    if images[written] == container.image and not id.startswith(written.removeprefix("sha256:")):
         return written
     return container.image if full else id[:12]
 
