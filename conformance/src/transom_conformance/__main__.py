@@ -12,8 +12,11 @@ from transom_conformance.cli import conformance_command
 
 def main() -> int:
     """Run the command; return its exit code, 125 when nothing could be run."""
+    prog = "python -m transom_conformance"
     try:
-        return int(conformance_command.main(prog_name="transom_conformance", standalone_mode=False) or 0)
+        return int(conformance_command.main(prog_name=prog, standalone_mode=False) or 0)
+    except click.UsageError as error:
+        text, code = f"{error.format_message()}; see `{prog} --help`", 125
     except click.ClickException as error:
         text, code = error.format_message(), 125
     except TransomError as error:

@@ -54,7 +54,7 @@ def conformance_command(
     """
     from rich.console import Console
 
-    from transom.errors import NotFound
+    from transom.errors import NotFound, TransomError
     from transom_conformance import report, runner
 
     _check_arguments(kind, driver, every=every, options=options)
@@ -68,6 +68,7 @@ def conformance_command(
         assert driver is not None
         chosen = [(kind, driver)]
     reports: list[Report] = []
+    broken = False
     for k, d in chosen:
         try:
             if only_list:
@@ -75,14 +76,17 @@ def conformance_command(
                 continue
             show = watcher(console, f"{k} {d}")
             found = runner.run(k, d, options=given, select=select, timeout=timeout or runner.TIMEOUT, watcher=show)
-        except runner.NothingSelected:
+        except TransomError as error:
             if not every:
                 raise
+            if not isinstance(error, runner.NothingSelected):  # the others have their turn all the same
+                broken = True
+                console.print(str(error), style="red", markup=False, soft_wrap=True)
         else:
             reports.append(found)
             report.summarize(found, console)
     if only_list:
-        return 0
+        return 1 if broken else 0
     if not reports:
         raise NotFound(f"--select {select!r} fits no case of any suite; `transom conformance --all --list` shows them")
     _write(json_file, report.to_json(reports, several=every))
@@ -93,7 +97,7 @@ def conformance_command(
 
         _write(html_file, page(reports).encode())
     _write(badge_file, report.badge(reports).encode())
-    return 0 if all(r.proved for r in reports) else 1
+    return 0 if all(r.proved for r in reports) and not broken else 1
 
 
 def _check_arguments(kind: str | None, driver: str | None, *, every: bool, options: tuple[str, ...]) -> None:

@@ -229,7 +229,7 @@ class _Recorder:
             seconds=round(seconds, 3),
             reason=_printable(reason),
             doc=inspect.getdoc(function) or "",
-            trace=_printable(trace),
+            trace=_printable(_shortened(trace)),
         )
 
 
@@ -283,6 +283,13 @@ def _said(phase: pytest.TestReport) -> Iterator[str]:
             yield f"--- {title} ---\n{text.rstrip()}"
 
 
+def _shortened(text: str, limit: int = 40_000) -> str:
+    """Leave out the middle of what is too long to read."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n... {len(text) - limit} characters left out ...\n{text[-limit // 2 :]}"
+
+
 def _printable(text: str) -> str:
     """Write out what neither a terminal nor JSON nor XML can carry: control characters, halves of surrogate pairs."""
     return re.sub("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", lambda m: ascii(m[0])[1:-1], text)
@@ -320,8 +327,10 @@ def _lines(file: str) -> tuple[str, ...]:
 def _pytest(subject: _Subject, recorder: _Recorder, select: str, *more: str) -> None:
     """Let pytest run; raise what has nothing to do with the driver's cases."""
     with _workplace() as work, _settings(work), redirect_stderr(io.StringIO()) as said:
-        (work / "pytest.ini").write_text("[pytest]\nxfail_strict = true\ntmp_path_retention_policy = failed\n")
-        module = work / f"test_{subject.kind}.py"
+        (work / "pytest.ini").write_text(
+            "[pytest]\nxfail_strict = true\ntmp_path_retention_policy = failed\nverbosity_assertions = 1\n"
+        )
+        module = work / f"{work.name.replace('-', '_')}.py"  # a name that no earlier run in this process had
         module.write_text(subject.module())
         code = pytest.main(
             [
@@ -334,6 +343,7 @@ def _pytest(subject: _Subject, recorder: _Recorder, select: str, *more: str) -> 
             ],
             plugins=[recorder],
         )
+        sys.modules.pop(module.stem, None)
     if code == pytest.ExitCode.INTERRUPTED and not recorder.broken:
         raise KeyboardInterrupt
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
@@ -424,12 +434,19 @@ def filesystem(path: str) -> str:
 
 
 def usable(kind: str | None = None) -> list[tuple[str, str, str]]:
-    """List the installed drivers, of one kind or of all: kind, name, and why this host cannot run it, or ""."""
+    """List the installed drivers, of one kind or of all: kind, name, and why this host cannot run it, or "".
+
+    One that cannot even say is listed as usable: running it brings the reason to light, and is a failure.
+    """
     if kind:
         contract_of(kind)
     with _workplace() as work:
         drivers, found = Drivers(state=work, run=work), []
         for known in installed(kind):
-            probe = drivers.probe(known.kind, known.name)
-            found.append((known.kind, known.name, "" if probe.usable else probe.reason))
+            try:
+                probe = drivers.open(known.kind, known.name).probe()
+            except Exception:
+                found.append((known.kind, known.name, ""))
+            else:
+                found.append((known.kind, known.name, "" if probe.usable else probe.reason))
     return found
