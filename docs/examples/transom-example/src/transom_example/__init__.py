@@ -1,0 +1,1 @@
+"""The smallest driver of each kind that passes its conformance suite."""
