@@ -242,10 +242,10 @@ def host_census() -> frozenset[str]:
 
 
 def steady(line: str) -> str:
-    """Drop from a line of ``ip`` what changes by itself: link states, and IPv6's own addresses and routes."""
-    if "fe80::" in line or "ff00::" in line:
+    """Drop from a line of ``ip`` what changes by itself: link states, and what the kernel derives from addresses."""
+    if "proto kernel" in line or "fe80::" in line:
         return ""
-    return line.split("\\")[0].partition(": <")[0].replace(" linkdown", "").strip()
+    return line.split("\\")[0].partition(": <")[0].replace(" linkdown", "").replace(" tentative", "").strip()
 
 
 def no_doubt(interface: str) -> None:
@@ -749,6 +749,12 @@ class NetworkSuite(Suite):
         inside(container.netns, ip_batch, f"route add default via {network.subnets[0].gateway}")
         inside(site.neighbour, ip_batch, f"route add {network.subnets[0].pool} via {HOST}")
         assert unreachable(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR)
+        server = listen(site, site.neighbour, UDP, 0, NEIGHBOUR)
+        server.settimeout(IMPATIENCE)
+        with inside(container.netns, socket.socket, socket.AF_INET, UDP) as client:
+            client.sendto(b"a secret needs no answer", server.getsockname())
+            with pytest.raises(TimeoutError):
+                server.recv(99)
         for address in (HOST, network.subnets[0].gateway or ""):
             assert unreachable(container.netns, listen(site, site.host, TCP, 0, "0.0.0.0"), address)
             assert unreachable(container.netns, listen(site, site.host, UDP, 0, "0.0.0.0"), address)
@@ -807,7 +813,7 @@ class NetworkSuite(Suite):
         assert len({port.host for port in bound}) == 1
         start = time.monotonic()
         assert talk(site.neighbour, server, HOST6, bound[0].host) == NEIGHBOUR6
-        assert time.monotonic() - start < 0.9
+        assert time.monotonic() - start < 1.8  # one lost packet is repeated after a second
         assert talk(site.host, server, HOST6, bound[0].host)
 
     @requires(Has.PUBLISH)
@@ -1101,7 +1107,7 @@ def loopback_routable(device: str, via: str | None) -> None:
     """Make the thread's namespace send packets for 127.0.0.1 out of a device, as an attacker would."""
     with open(f"/proc/sys/net/ipv4/conf/{device}/route_localnet", "w") as file:
         file.write("1")
-    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+    subprocess.run(["ip", "address", "flush", "dev", "lo"], check=True)
     ip_batch(f"route add 127.0.0.1/32 via {via} dev {device}")
 
 
