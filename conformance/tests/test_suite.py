@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from transom_conformance.suite import census
 
 AUTHOR = """
 from transom_conformance.network import NetworkSuite
@@ -64,3 +67,22 @@ def test_a_driver_that_cannot_run_here_is_skipped_with_the_reason(author):
     done = author("-k", REPAIRS, driver="elsewhere")
     assert "network driver elsewhere cannot run on this host: no flux capacitor: install one" in done.stdout
     assert "1 skipped" in done.stdout
+
+
+def test_the_census_bears_threads_that_end_meanwhile(tmp_path):
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            thread = threading.Thread(target=int)
+            thread.start()
+            thread.join()
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        for _ in range(500):
+            census(tmp_path)
+    finally:
+        stop.set()
+        churning.join()

@@ -103,8 +103,11 @@ def census(path: Path) -> frozenset[str]:
         except FileNotFoundError:
             continue  # the descriptor of the listing itself
     for task in os.listdir("/proc/self/task"):
-        children = Path(f"/proc/self/task/{task}/children")
-        seen.update(f"child process {pid}" for pid in (children.read_text().split() if children.exists() else []))
+        try:
+            children = Path(f"/proc/self/task/{task}/children").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that was joined takes a moment to end
+        seen.update(f"child process {pid}" for pid in children.split())
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         place = line.split()[4]
         if place.startswith(f"{path}/"):
