@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from transom.errors import ConfigError, Conflict, NotFound, TransomError
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError
 from transom.services.files import Lock
 from transom_engine import wire
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig
@@ -246,7 +246,7 @@ class Containers:
                 if container.state.status in RUNNING:
                     connection = self.connect(container)
                     if attach is not None:
-                        self._checked(connection, attach)
+                        self._checked(container, connection, attach)
                     return connection
                 self._wait_for_supervisor(id)
             try:
@@ -268,17 +268,22 @@ class Containers:
         try:
             return wire.Connection.to(str(self.engine.container_run(container.id) / "control"))
         except OSError:
-            raise Conflict(f"container {container.name} has just ended; `transom ps -a` tells how") from None
+            raise _just_ended(container) from None
 
     def attach(self, reference: str, request: wire.Request) -> wire.Connection:
         """Attach to a running container."""
-        connection = self.connect(self.running(reference))
-        self._checked(connection, request)
+        container = self.running(reference)
+        connection = self.connect(container)
+        self._checked(container, connection, request)
         return connection
 
     @staticmethod
-    def _checked(connection: wire.Connection, request: wire.Request) -> wire.Reply:
-        reply = connection.ask(request)
+    def _checked(container: Container, connection: wire.Connection, request: wire.Request) -> wire.Reply:
+        try:
+            reply = connection.ask(request)
+        except (DriverError, OSError):  # it took the connection, and was on its way out
+            connection.close()
+            raise _just_ended(container) from None
         if reply.error:
             connection.close()
             error = TransomError(reply.error)
@@ -292,10 +297,10 @@ class Containers:
         if container.state.status in RUNNING:
             try:
                 connection = self.connect(container)
+                self._checked(container, connection, wire.Request(do="wait"))
             except Conflict:
                 return self._exit_code(container.id)
             try:
-                self._checked(connection, wire.Request(do="wait"))
                 ended = connection.wait_exit()
             finally:
                 connection.close()
@@ -308,8 +313,9 @@ class Containers:
         try:
             self._wait_for_supervisor(id)
             return self.get(id).state.exit_code
-        except NotFound:
-            return KILLED
+        except NotFound:  # it was removed when it ended: the event tells how
+            deaths = [e for e in self.engine.state.events() if e.id == id and e.action == "die"]
+            return int(deaths[-1].attributes["exitCode"]) if deaths else KILLED
 
     def stop(self, reference: str, *, timeout: float | None = None, signal_name: str = "") -> None:
         """Ask the container to end, and kill it after `timeout` seconds (its own, else 10); negative waits for ever."""
@@ -337,7 +343,7 @@ class Containers:
         else:
             connection = self.connect(container)
             try:
-                self._checked(connection, wire.Request(do="signal", signal=sent))
+                self._checked(container, connection, wire.Request(do="signal", signal=sent))
             finally:
                 connection.close()
         self.event("kill", container, signal=str(sent))
@@ -354,7 +360,7 @@ class Containers:
             self._wait_for_supervisor(container.id)
             return
         try:
-            self._checked(connection, request)
+            self._checked(container, connection, request)
             connection.wait_exit()
         except TransomError:
             pass  # the supervisor died meanwhile: the container with it
@@ -537,6 +543,10 @@ class Containers:
         """Note what happened to a container, with its labels, image and name as Docker does."""
         known = {**container.config.labels, "image": container.config.image, "name": container.name}
         self.engine.state.event("container", action, container.id, **{**known, **attributes})
+
+
+def _just_ended(container: Container) -> Conflict:
+    return Conflict(f"container {container.name} has just ended; `transom ps -a` tells how")
 
 
 def _bad_name(name: str) -> ConfigError:

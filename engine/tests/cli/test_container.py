@@ -304,3 +304,12 @@ def test_many_are_removed_at_once_and_leave_nothing(transom):
     names = [transom.detached(network="bridge") for _ in range(5)]
     assert transom("rm", "-f", *names).splitlines() == names
     assert transom("ps", "-aq") == ""
+
+
+def test_wait_finds_the_exit_code_at_whatever_moment_it_comes(transom):
+    for number in range(12):
+        words = ["--rm"] if number % 2 else []
+        name = transom.detached(*words, command=("sh", "-c", f"sleep 0.{number:02}; exit 6"))
+        done = transom.call("wait", name)
+        gone = "no such container" in done.err and words
+        assert gone or (done.code, done.out) == (0, "6\n"), done
