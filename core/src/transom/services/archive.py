@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 
 from transom.contract.storage import Change, ChangeKind
 from transom.errors import ConfigError, Conflict, NotSupported, TransomError
+from transom.services.trees import Tree, carried, data_pieces, join, read_xattrs
 
 T = TypeVar("T")
 
@@ -31,7 +32,6 @@ HEADERS = 16 << 20
 """The most bytes of headers (PAX records, sparse maps) one entry may have: they are held in memory."""
 SYMLINKS = 40
 """As many symbolic links in one name as path_resolution(7) allows."""
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -41,148 +41,38 @@ _BAD_ENTRY = frozenset(
 )
 """What the kernel says when the entry is to blame; anything else (no space, no permission) is the host's."""
 
-_TYPES = {
-    stat.S_IFREG: tarfile.REGTYPE,
-    stat.S_IFDIR: tarfile.DIRTYPE,
-    stat.S_IFLNK: tarfile.SYMTYPE,
-    stat.S_IFCHR: tarfile.CHRTYPE,
-    stat.S_IFBLK: tarfile.BLKTYPE,
-    stat.S_IFIFO: tarfile.FIFOTYPE,
+_KINDS = {
+    tarfile.REGTYPE: stat.S_IFREG,
+    tarfile.DIRTYPE: stat.S_IFDIR,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
 }
+_TYPES = {kind: letter for letter, kind in _KINDS.items()}
 
 
-class Tree:
-    """A directory tree reached through descriptors; paths are bytes relative to its root, `b""` being the root.
-
-    No component of a path may be a symbolic link, and a path may be longer than PATH_MAX.
-    """
-
-    def __init__(self, root: str) -> None:
-        self._root = os.open(root, DIRECTORY & ~os.O_NOFOLLOW)
-        self._fd, self._path = self._root, b""
-
-    def __enter__(self) -> Tree:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._forget()
-        os.close(self._root)
-
-    def _forget(self) -> None:
-        if self._fd != self._root:
-            os.close(self._fd)
-        self._fd, self._path = self._root, b""
-
-    def directory(self, path: bytes) -> int:
-        """Open a directory. The descriptor is ours and good until the next call: neighbours cost nothing."""
-        if path == self._path:
-            return self._fd
-        if self._path and not path.startswith(self._path + b"/"):
-            self._forget()
-        for name in path[len(self._path) :].lstrip(b"/").split(b"/") if path else ():
-            fd = os.open(name, DIRECTORY, dir_fd=self._fd)
-            if self._fd != self._root:
-                os.close(self._fd)
-            self._fd, self._path = fd, join(self._path, name)
-        return self._fd
-
-    def entry(self, path: bytes) -> tuple[bytes, int]:
-        """Say how system calls reach what is at `path`: its name in a directory, and that directory's descriptor."""
-        parent, _, name = path.rpartition(b"/")
-        return name or b".", self.directory(parent)
-
-    def at(self, path: bytes) -> bytes:
-        """Name what is at `path` for calls that take no directory's descriptor, provided they follow no link."""
-        name, fd = self.entry(path)
-        return b"/proc/self/fd/%d/%s" % (fd, name)
-
-
-def join(parent: bytes, name: bytes) -> bytes:
-    """Append a name to a path of a `Tree`."""
-    return parent + b"/" + name if parent else name
-
-
-def carried(xattr: str) -> bool:
-    """Say whether an extended attribute belongs to the layer: not SELinux's label, not overlay's own marks."""
-    return not xattr.startswith(("security.selinux", "trusted.overlay."))
-
-
-def read_xattrs(target: int | str | bytes, *, follow_symlinks: bool = True) -> dict[str, bytes]:
-    """Read the extended attributes that layers carry, sorted by name; none where the file system has none."""
-    try:
-        names = os.listxattr(target, follow_symlinks=follow_symlinks)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        return {}
-    return {name: os.getxattr(target, name, follow_symlinks=follow_symlinks) for name in sorted(names) if carried(name)}
-
-
-class Whiteouts:
-    """What the deletions in a layer tar become in the tree. This one, `DELETE`, carries them out.
-
-    A driver whose tree keeps the deletions for later derives its own and gives it to `extract`.
-    """
-
-    leaves_marks = False
-    """Whether `hide` needs the directory of the hidden path, and so has it made."""
-
-    def hide(self, *, unpacking: Unpacking, path: bytes) -> None:
-        """Make the lower layers' `path` disappear; what the tar itself wrote there stays (layer.md)."""
-        unpacking.remove(path, keep_own=True)
-
-    def opaque(self, *, unpacking: Unpacking, path: bytes) -> None:
-        """Make all that the lower layers have in the directory `path` disappear."""
-        for name in os.listdir(unpacking.tree.directory(path)):
-            unpacking.remove(join(path, os.fsencode(name)), keep_own=True)
-
-
-class _Overlay(Whiteouts):
-    """`OVERLAY`: for an overlay's upper directory (kernel, filesystems/overlayfs.rst)."""
-
-    leaves_marks = True
-
-    def hide(self, *, unpacking: Unpacking, path: bytes) -> None:
-        if path in unpacking.written:
-            if unpacking.is_directory(path):
-                self.opaque(unpacking=unpacking, path=path)
-            return
-        unpacking.create(path, lambda name, fd: os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=fd))
-        unpacking.hidden.add(path)
-
-    def opaque(self, *, unpacking: Unpacking, path: bytes) -> None:
-        super().opaque(unpacking=unpacking, path=path)
-        os.setxattr(unpacking.tree.directory(path), "trusted.overlay.opaque", b"y")
-
-
-DELETE = Whiteouts()
-OVERLAY = _Overlay()
-
-
-def extract(*, stream: IO[bytes], root: str, whiteouts: Whiteouts = DELETE, limit: int | None = None) -> int:
+def extract(*, stream: IO[bytes], root: str) -> int:
     """Unpack an uncompressed layer tar into the directory `root`, over what is there, never outside it.
 
     Names are taken relative to the root; symbolic links on the way to an entry are resolved as chroot(2) would, and
     directories that are missing are made, ``root:root 0755``. An entry replaces what has its name, except that a
-    directory over a directory only changes its metadata. Into an overlay's upper directory (`OVERLAY`) links and
-    directories of lower layers do not count: they are not there. Owners, modes, nanosecond times, extended
-    attributes, hard links, devices and holes are kept. Names under ``.wh..wh.`` but `OPAQUE` are aufs' own: skipped.
+    directory over a directory only changes its metadata. Owners, modes, nanosecond times, extended attributes, hard
+    links, devices and holes are kept. Names under ``.wh..wh.`` but `OPAQUE` are aufs' own: skipped.
 
     Args:
         stream: read to its end, past the end of the archive too, so that a caller can digest it.
-        whiteouts: `DELETE` or `OVERLAY`, or a driver's own.
-        limit: the most bytes of file data to store; holes do not count.
 
     Returns:
         the sum of the sizes of the regular files, in bytes.
 
     Raises:
-        ConfigError: the tar is damaged, has an entry that would escape, or passes `limit`. What came before is there.
+        ConfigError: the tar is damaged or has an entry that would escape. What came before is there.
         NotSupported: the file system under `root` does not keep an extended attribute.
         OSError: the host's fault: no space, no permission.
     """
     with Tree(root) as tree:
-        return Unpacking(tree=tree, whiteouts=whiteouts, limit=limit).run(stream)
+        return _Unpacking(tree).run(stream)
 
 
 def _damaged(reason: object) -> ConfigError:
@@ -237,17 +127,13 @@ class _Stream:
                 piece, offset = piece[done:], offset + done
 
 
-class Unpacking:
-    """One `extract` at work. `Whiteouts` may use what is public here."""
+class _Unpacking:
+    """One `extract` at work."""
 
-    def __init__(self, *, tree: Tree, whiteouts: Whiteouts, limit: int | None) -> None:
-        self.tree = tree
-        self.written: set[bytes] = set()
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._written: set[bytes] = set()
         """What this tar put or passed through: an opaque mark or whiteout of the same tar spares it."""
-        self.hidden: set[bytes] = set()
-        """Where a mark of `Whiteouts.hide` stands: a directory that takes its place is opaque."""
-        self._whiteouts, self._limit = whiteouts, limit
-        self._stored = 0
         self._resolved: dict[bytes, bytes] = {}
         self._times: dict[bytes, int] = {}
 
@@ -272,43 +158,42 @@ class Unpacking:
             pass
         for path in sorted(self._times, reverse=True):
             try:
-                os.utime(self.tree.directory(path), ns=(self._times[path],) * 2)
+                os.utime(self._tree.directory(path), ns=(self._times[path],) * 2)
             except (FileNotFoundError, NotADirectoryError):
                 pass  # a later entry took its place
         return size
 
-    def create(self, path: bytes, make: Callable[[bytes, int], T]) -> T:
+    def _create(self, path: bytes, make: Callable[[bytes, int], T]) -> T:
         """Call `make` with name and directory of `path`, and again with the way cleared if something is there."""
         try:
-            return make(*self.tree.entry(path))
+            return make(*self._tree.entry(path))
         except FileExistsError:
-            self.remove(path)
-            return make(*self.tree.entry(path))
+            self._remove(path)
+            return make(*self._tree.entry(path))
 
-    def remove(self, path: bytes, *, keep_own: bool = False) -> None:
+    def _remove(self, path: bytes, *, keep_own: bool = False) -> None:
         """Remove `path` with all below it, or only what was there before this tar."""
         self._resolved.clear()
         doomed = [path]
         for above in doomed:
-            if self.is_directory(above):
-                doomed += [join(above, os.fsencode(name)) for name in os.listdir(self.tree.directory(above))]
+            if self._is_directory(above):
+                doomed += [join(above, os.fsencode(name)) for name in os.listdir(self._tree.directory(above))]
         for path in reversed(doomed):
-            if keep_own and path in self.written:
+            if keep_own and path in self._written:
                 continue
-            self.written.discard(path)
-            self.hidden.discard(path)
+            self._written.discard(path)
             try:
-                name, fd = self.tree.entry(path)
+                name, fd = self._tree.entry(path)
                 os.unlink(name, dir_fd=fd)
             except IsADirectoryError:
                 os.rmdir(name, dir_fd=fd)
             except (FileNotFoundError, NotADirectoryError):
                 pass
 
-    def is_directory(self, path: bytes) -> bool:
+    def _is_directory(self, path: bytes) -> bool:
         """Say whether `path` is a directory; a symbolic link to one is not."""
         try:
-            name, fd = self.tree.entry(path)
+            name, fd = self._tree.entry(path)
             return stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -319,25 +204,25 @@ class Unpacking:
             if WHITEOUT in path and self._whiteout(path, member):
                 return
             parent, _, name = path.rpartition(b"/")
-            path = join(self._resolve(parent, create=True) or b"", name)
+            path = join(self._resolve(parent, create=True), name)
             if member.isdir():
                 self._directory(path)
-                _dress(self.tree.directory(path), member)
+                _dress(self._tree.directory(path), member)
                 self._times[path] = _mtime(member)
             elif not path:
                 raise _refused(member, "is the layer's root and no directory")
             elif member.islnk():
                 self._link(path, member)
             else:
-                fd = self.create(path, lambda name, fd: _make(name, fd, member))
+                fd = self._create(path, lambda name, fd: _make(name, fd, member))
                 try:
                     if member.isreg():
                         self._data(fd, member, stream)
                     _dress(fd if member.isreg() else f"/proc/self/fd/{fd}", member)
                 finally:
                     os.close(fd)
-            while path and path not in self.written:
-                self.written.add(path)
+            while path and path not in self._written:
+                self._written.add(path)
                 path = path.rpartition(b"/")[0]
         except OSError as error:
             if error.errno not in _BAD_ENTRY:
@@ -346,8 +231,8 @@ class Unpacking:
         except (ValueError, OverflowError) as error:
             raise _refused(member, f"is damaged: {error}") from error
 
-    def _resolve(self, path: bytes, *, create: bool) -> bytes | None:
-        """Say which real directory `path` is, symbolic links resolved in the tree; None if it is not there."""
+    def _resolve(self, path: bytes, *, create: bool) -> bytes:
+        """Say which real directory `path` is, symbolic links resolved in the tree; make it, or have it be there."""
         if (known := self._resolved.get(path)) is not None:
             return known
         done, todo, links = b"", path.split(b"/")[::-1], 0
@@ -357,86 +242,72 @@ class Unpacking:
                 done = done.rpartition(b"/")[0]
             if name in (b"", b".", b".."):
                 continue
-            here = join(done, name)
             try:
-                target = os.readlink(name, dir_fd=self.tree.directory(done))
+                target = os.readlink(name, dir_fd=self._tree.directory(done))
             except OSError as error:
-                if error.errno == errno.ENOENT and not create:
-                    return None
-                if error.errno == errno.ENOENT or here in self.hidden:
-                    self._directory(here)
+                done = join(done, name)
+                if error.errno == errno.ENOENT and create:
+                    self._directory(done)
                 elif error.errno != errno.EINVAL:  # which says that it is no link
                     raise
-                done = here
             else:
                 links += 1
                 if links > SYMLINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 done = b"" if target.startswith(b"/") else done
                 todo += target.split(b"/")[::-1]
-        self.tree.directory(done)
+        self._tree.directory(done)
         self._resolved[path] = done
         return done
 
     def _whiteout(self, path: bytes, member: tarfile.TarInfo) -> bool:
         """Carry out a whiteout; say whether the entry is done with."""
         parent, _, name = path.rpartition(b"/")
-        if path.startswith(META) or b"/" + META in path:
-            if name == OPAQUE and WHITEOUT not in parent:
-                real = self._resolve(parent, create=self._whiteouts.leaves_marks)
-                if real is not None:
-                    self._whiteouts.opaque(unpacking=self, path=real)
+        if b"/" + META in b"/" + parent or (name.startswith(META) and name != OPAQUE):
             return True
-        if parent.startswith(WHITEOUT) or b"/" + WHITEOUT in parent:
+        if b"/" + WHITEOUT in b"/" + parent:
             raise _refused(member, "lies below a whiteout")
         if not name.startswith(WHITEOUT):
             return False
         hidden = name.removeprefix(WHITEOUT)
         if hidden in (b"", b".", b".."):
             raise _refused(member, "would remove a directory it is in")
-        real = self._resolve(parent, create=self._whiteouts.leaves_marks)
-        if real is not None:
-            self._whiteouts.hide(unpacking=self, path=join(real, hidden))
+        try:
+            real = self._resolve(parent, create=False)
+        except FileNotFoundError:
+            return True
+        for lower in map(os.fsencode, os.listdir(self._tree.directory(real))) if name == OPAQUE else [hidden]:
+            self._remove(join(real, lower), keep_own=True)
         return True
 
     def _directory(self, path: bytes) -> None:
-        if not path or self.is_directory(path):
-            return
-        opaque = path in self.hidden
-        self.create(path, lambda name, fd: os.mkdir(name, dir_fd=fd))
-        os.chmod(self.tree.directory(path), 0o755)
-        if opaque:
-            self._whiteouts.opaque(unpacking=self, path=path)
+        if not self._is_directory(path):
+            self._create(path, lambda name, fd: os.mkdir(name, dir_fd=fd))
+            os.chmod(self._tree.directory(path), 0o755)  # mkdir(2) heeds the umask
 
     def _link(self, path: bytes, member: tarfile.TarInfo) -> None:
         parent, _, name = _clean(member.linkname, member).rpartition(b"/")
-        real = self._resolve(parent, create=False)
-        if real is None:
-            raise _refused(member, f"links to {member.linkname!r}, which is not there")
-        source = os.dup(self.tree.directory(real))
         try:
-            if join(real, name) != path:
-                self.create(
-                    path, lambda new, fd: os.link(name, new, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
-                )
-            os.lstat(name, dir_fd=source)
+            real = self._resolve(parent, create=False)
+            source = os.dup(self._tree.directory(real))
+            try:
+                if join(real, name) != path:
+                    self._create(
+                        path,
+                        lambda new, fd: os.link(name, new, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False),
+                    )
+                os.lstat(name, dir_fd=source)
+            finally:
+                os.close(source)
         except (FileNotFoundError, PermissionError) as error:
             what = "not there" if error.errno == errno.ENOENT else "a directory"
             raise _refused(member, f"links to {member.linkname!r}, which is {what}") from None
-        finally:
-            os.close(source)
 
     def _data(self, fd: int, member: tarfile.TarInfo, stream: _Stream) -> None:
         pieces: Any = member.sparse  # the stub has it wrong
         for offset, size in [(0, member.size)] if pieces is None else pieces:
             if min(offset, size) < 0 or offset + size > member.size:
                 raise ValueError("its map of holes does not fit its size")
-            self._stored += size
-            if self._limit is not None and self._stored > self._limit:
-                raise ConfigError(
-                    f"layer tar: entry {member.name!r} passes the limit of {self._limit} bytes of file data;"
-                    " raise the limit if you trust where the tar comes from"
-                )
             stream.copy(fd, offset, size)
         if pieces is not None:
             os.ftruncate(fd, member.size)
@@ -472,15 +343,12 @@ def _make(name: bytes, at: int, member: tarfile.TarInfo) -> int:
         return os.open(name, CREATE, 0o600, dir_fd=at)
     if member.issym():
         os.symlink(member.linkname.encode("utf-8", "surrogateescape"), name, dir_fd=at)
-    elif member.isfifo():
-        os.mkfifo(name, 0o600, dir_fd=at)
-    elif member.ischr() or member.isblk():
-        if member.ischr() and member.devmajor == member.devminor == 0:
-            raise _refused(member, "is the character device 0:0, which overlay takes for a deletion")
-        kind = stat.S_IFCHR if member.ischr() else stat.S_IFBLK
-        os.mknod(name, kind | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=at)
-    else:
+    elif not member.isdev():
         raise _refused(member, f"has the unknown type {member.type!r}")
+    elif member.ischr() and member.devmajor == member.devminor == 0:
+        raise _refused(member, "is the character device 0:0, which overlay takes for a deletion")
+    else:
+        os.mknod(name, _KINDS[member.type] | 0o600, os.makedev(member.devmajor, member.devminor), dir_fd=at)
     return os.open(name, ENTRY, dir_fd=at)
 
 
@@ -552,7 +420,7 @@ class _Packing:
 
     def add(self, change: Change) -> None:
         path = change.path
-        if path.startswith(WHITEOUT) or b"/" + WHITEOUT in path:
+        if b"/" + WHITEOUT in b"/" + path:
             raise ConfigError(
                 f"layer tar: {os.fsdecode(path)!r} cannot be in a layer: names that begin with .wh. mean deletions"
                 " there; rename it"
@@ -563,11 +431,11 @@ class _Packing:
             for depth in range(len(above) + 1):
                 self._entry(b"/".join(above[:depth]))
         if change.kind is ChangeKind.DELETED:
-            self._mark(join(parent, WHITEOUT + name))
+            self._header(tarfile.TarInfo(_text(join(parent, WHITEOUT + name))))
             return
         self._entry(path)
         if change.opaque:
-            self._mark(join(path, OPAQUE))
+            self._header(tarfile.TarInfo(_text(join(path, OPAQUE))))
 
     def end(self) -> int:
         self._put(bytes(2 * tarfile.BLOCKSIZE))
@@ -584,9 +452,6 @@ class _Packing:
             raise ConfigError(
                 f"layer tar: {info.name!r} has an extended attribute whose name is not UTF-8; remove it"
             ) from None
-
-    def _mark(self, path: bytes) -> None:
-        self._header(tarfile.TarInfo(_text(path)))
 
     def _entry(self, path: bytes) -> None:
         if path in self._written:
@@ -637,9 +502,7 @@ class _Packing:
     def _file(self, info: tarfile.TarInfo, target: str, found: os.stat_result) -> None:
         fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            pieces, holes = [(0, found.st_size)], b""
-            if found.st_blocks * 512 < found.st_size:
-                pieces = _data_pieces(fd, found.st_size)
+            pieces, holes = data_pieces(fd, found.st_size), b""
             stored = sum(size for _, size in pieces)
             # tarfile loses its place behind a larger one, and we refuse a longer map
             if stored < min(found.st_size, 8**11) and len(pieces) < HEADERS // 64:
@@ -674,19 +537,3 @@ class _Packing:
 
 def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
-
-
-def _data_pieces(fd: int, size: int) -> list[tuple[int, int]]:
-    """List where a file has data, offset and size; at its end an empty one if it ends with a hole, as GNU tar does."""
-    pieces: list[tuple[int, int]] = []
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return [*pieces, (size, 0)]
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        pieces.append((start, end - start))
-    return pieces

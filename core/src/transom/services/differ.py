@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from transom.contract.storage import Change, ChangeKind
-from transom.services.archive import CHUNK, Tree, join, read_xattrs
+from transom.services.trees import Tree, join, read_xattrs
 
 Entries = dict[bytes, os.stat_result]
 Inode = tuple[int, int]
@@ -153,7 +153,7 @@ class _Comparison:
 
     def _same_content(self, path: bytes) -> bool:
         with _reader(self._old, path) as old, _reader(self._new, path) as new:
-            while (piece := old.read(CHUNK)) == new.read(CHUNK):
+            while (piece := old.read(1 << 20)) == new.read(1 << 20):
                 if not piece:
                     return True
         return False

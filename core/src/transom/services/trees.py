@@ -1,7 +1,8 @@
-"""Whole directory trees: copy, remove, measure.
+"""Directory trees, reached by descriptors one name at a time, so that no symbolic link is ever followed.
 
-All three walk with one directory descriptor, a step at a time: no path grows with the depth, so a tree deeper than
-PATH_MAX, the descriptor limit or the recursion limit is as good as any, and no symbolic link is ever followed.
+`Tree` opens what a path names. `copy_tree`, `remove_tree` and `measure_tree` walk a whole tree with one descriptor:
+no path grows with the depth, so a tree deeper than PATH_MAX, the descriptor limit or the recursion limit is as
+good as any.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 
 from transom.contract.storage import Usage
 
@@ -17,6 +19,73 @@ _FICLONE = 0x40049409
 _CANNOT = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 """What a file system answers that cannot share or copy blocks by itself."""
 Path = str | bytes | os.PathLike[str]
+
+
+class Tree:
+    """A directory tree reached through descriptors; paths are bytes relative to its root, `b""` being the root.
+
+    No component of a path may be a symbolic link, and a path may be longer than PATH_MAX.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.open(root, _DIRECTORY & ~os.O_NOFOLLOW)
+        self._fd, self._path = self._root, b""
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._forget()
+        os.close(self._root)
+
+    def _forget(self) -> None:
+        if self._fd != self._root:
+            os.close(self._fd)
+        self._fd, self._path = self._root, b""
+
+    def directory(self, path: bytes) -> int:
+        """Open a directory. The descriptor is ours and good until the next call: neighbours cost nothing."""
+        if path == self._path:
+            return self._fd
+        if self._path and not path.startswith(self._path + b"/"):
+            self._forget()
+        for name in path[len(self._path) :].lstrip(b"/").split(b"/") if path else ():
+            fd = os.open(name, _DIRECTORY, dir_fd=self._fd)
+            if self._fd != self._root:
+                os.close(self._fd)
+            self._fd, self._path = fd, join(self._path, name)
+        return self._fd
+
+    def entry(self, path: bytes) -> tuple[bytes, int]:
+        """Say how system calls reach what is at `path`: its name in a directory, and that directory's descriptor."""
+        parent, _, name = path.rpartition(b"/")
+        return name or b".", self.directory(parent)
+
+    def at(self, path: bytes) -> bytes:
+        """Name what is at `path` for calls that take no directory's descriptor, provided they follow no link."""
+        name, fd = self.entry(path)
+        return b"/proc/self/fd/%d/%s" % (fd, name)
+
+
+def join(parent: bytes, name: bytes) -> bytes:
+    """Append a name to a path of a `Tree`."""
+    return parent + b"/" + name if parent else name
+
+
+def carried(xattr: str) -> bool:
+    """Say whether an extended attribute belongs to the layer: not SELinux's label, not overlay's own marks."""
+    return not xattr.startswith(("security.selinux", "trusted.overlay."))
+
+
+def read_xattrs(target: int | str | bytes, *, follow_symlinks: bool = True) -> dict[str, bytes]:
+    """Read the extended attributes that layers carry, sorted by name; none where the file system has none."""
+    try:
+        names = os.listxattr(target, follow_symlinks=follow_symlinks)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return {}
+    return {name: os.getxattr(target, name, follow_symlinks=follow_symlinks) for name in sorted(names) if carried(name)}
 
 
 class _Moved(OSError):
@@ -29,50 +98,78 @@ class _Walk:
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, _DIRECTORY)
         self.here = os.fstat(self.fd)
-        self._above: list[tuple[bytes, list[bytes], tuple[int, int]]] = []
+        self._above: list[tuple[bytes, tuple[int, int]]] = []
 
-    def down(self, name: bytes, siblings: list[bytes]) -> None:
-        """Enter `name`; `siblings` is what is still to be done in the directory we leave."""
-        inner = os.open(name, _DIRECTORY, dir_fd=self.fd)
-        os.close(self.fd)
-        self.fd = inner
-        self._above.append((name, siblings, (self.here.st_dev, self.here.st_ino)))
-        self.here = os.fstat(inner)
+    def __enter__(self) -> _Walk:
+        return self
 
-    def up(self) -> tuple[bytes, list[bytes]] | None:
-        """Return to the directory above; say which name we were in and what is left to do. At the top: None."""
-        if not self._above:
-            return None
-        name, siblings, identity = self._above.pop()
-        outer = os.open(b"..", _DIRECTORY, dir_fd=self.fd)
+    def __exit__(self, *_: object) -> None:
         os.close(self.fd)
-        self.fd, self.here = outer, os.fstat(outer)
-        if (self.here.st_dev, self.here.st_ino) != identity:
+
+    def _step(self, name: bytes) -> None:
+        fd = os.open(name, _DIRECTORY, dir_fd=self.fd)
+        os.close(self.fd)
+        self.fd, self.here = fd, os.fstat(fd)
+
+    def down(self, name: bytes) -> None:
+        """Enter the directory `name`."""
+        identity = _identity(self.here)
+        self._step(name)
+        self._above.append((name, identity))
+
+    def up(self) -> bytes:
+        """Return to the directory above, and say which name of it we were in."""
+        name, identity = self._above.pop()
+        self._step(b"..")
+        if _identity(self.here) != identity:
             raise _Moved(errno.EBUSY, "a directory was moved during the walk", os.fsdecode(name))
-        return name, siblings
+        return name
 
     @property
     def path(self) -> bytes:
         """Where we are, relative to the top, with a slash behind it."""
-        return b"".join(name + b"/" for name, _, _ in self._above)
+        return b"".join(name + b"/" for name, _ in self._above)
 
-    def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self.fd)
+    def through(
+        self, enter: Callable[[bytes], list[bytes]], leave: Callable[[bytes], object], *, in_use: bool = False
+    ) -> None:
+        """Walk the whole tree.
+
+        Args:
+            enter: called in each directory with its name, the top's being empty; returns which names to go into.
+            leave: called with the name of each directory but the top, in the one above, when it is done with.
+            in_use: pass over directories that vanish.
+        """
+        todo = [enter(b"")]
+        while todo:
+            if todo[-1]:
+                name = todo[-1].pop()
+                try:
+                    self.down(name)
+                except (FileNotFoundError, NotADirectoryError):
+                    if not in_use:
+                        raise
+                else:
+                    todo.append(enter(name))
+            else:
+                todo.pop()
+                if todo:
+                    leave(self.up())
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def copy_attributes(source: str | int, target: str | int, *, follow_symlinks: bool = True) -> None:
     """Give `target` the owner, extended attributes, mode and nanosecond times of `source`; paths or descriptors.
 
-    In this order: chown(2) clears set-id bits and file capabilities. What overlay keeps for itself
-    (``trusted.overlay.*``) stays where it is.
+    In this order: chown(2) clears set-id bits and file capabilities. Of the attributes, those that `carried` names.
     """
     found = os.stat(source, follow_symlinks=follow_symlinks)
     os.chown(target, found.st_uid, found.st_gid, follow_symlinks=follow_symlinks)
-    for name in os.listxattr(source, follow_symlinks=follow_symlinks):
-        if not name.startswith("trusted.overlay."):
-            value = os.getxattr(source, name, follow_symlinks=follow_symlinks)
-            os.setxattr(target, name, value, follow_symlinks=follow_symlinks)
+    for name, value in read_xattrs(source, follow_symlinks=follow_symlinks).items():
+        os.setxattr(target, name, value, follow_symlinks=follow_symlinks)
     if not stat.S_ISLNK(found.st_mode):
         os.chmod(target, stat.S_IMODE(found.st_mode))
     os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=follow_symlinks)
@@ -92,75 +189,37 @@ def copy_tree(source: Path, target: Path) -> None:
         os.mkdir(target, 0o700)
     except FileExistsError:
         pass
-    reader, writer = _Walk(source), _Walk(target)
-    links = _Links(writer.fd)
-    try:
-        below = _copy_entries(reader.fd, writer.fd, links, b"")
-        while True:
-            if below:
-                name = below.pop()
-                os.mkdir(name, 0o700, dir_fd=writer.fd)
-                reader.down(name, below)
-                writer.down(name, [])
-                below = _copy_entries(reader.fd, writer.fd, links, writer.path)
-                continue
-            copy_attributes(reader.fd, writer.fd)  # last: filling a directory changes its times
-            back = reader.up()
-            if back is None:
-                return
+    links: dict[tuple[int, int], bytes] = {}
+    with _Walk(source) as reader, _Walk(target) as writer, Tree(target) as done:
+
+        def enter(here: bytes) -> list[bytes]:
+            if here:
+                os.mkdir(here, 0o700, dir_fd=writer.fd)
+                writer.down(here)
+            directories, above = [], writer.path
+            for name in map(os.fsencode, os.listdir(reader.fd)):
+                found = os.stat(name, dir_fd=reader.fd, follow_symlinks=False)
+                if stat.S_ISDIR(found.st_mode):
+                    directories.append(name)
+                elif found.st_nlink > 1 and (first := links.setdefault(_identity(found), above + name)) != above + name:
+                    old, fd = done.entry(first)
+                    os.link(old, name, src_dir_fd=fd, dst_dir_fd=writer.fd, follow_symlinks=False)
+                else:
+                    _copy_file(reader.fd, writer.fd, name, found)
+            return directories
+
+        def leave(name: bytes) -> None:
             writer.up()
-            below = back[1]
-    finally:
-        links.close()
-        reader.close()
-        writer.close()
+            _copy_attributes_of(reader.fd, writer.fd, name)  # now: filling a directory changes its times
+
+        reader.through(enter, leave)
+        copy_attributes(reader.fd, writer.fd)
 
 
-class _Links:
-    """Where in the copy the first name of each hard-linked file is."""
-
-    def __init__(self, top: int) -> None:
-        self._top = os.dup(top)
-        self._first: dict[tuple[int, int], bytes] = {}
-
-    def join(self, found: os.stat_result, fd: int, path: bytes, name: bytes) -> bool:
-        """Link `name` to its first name; when it is the first itself, note it and return False."""
-        if found.st_nlink == 1:
-            return False
-        first = self._first.setdefault((found.st_dev, found.st_ino), path + name)
-        if first == path + name:
-            return False
-        *directories, last = first.split(b"/")
-        walk = os.dup(self._top)
-        try:
-            for start in range(0, len(directories), 15):  # 15 names stay below PATH_MAX
-                walk = _step(walk, b"/".join(directories[start : start + 15]))
-            os.link(last, name, src_dir_fd=walk, dst_dir_fd=fd, follow_symlinks=False)
-        finally:
-            os.close(walk)
-        return True
-
-    def close(self) -> None:
-        os.close(self._top)
-
-
-def _step(fd: int, name: bytes) -> int:
-    inner = os.open(name, _DIRECTORY, dir_fd=fd)
-    os.close(fd)
-    return inner
-
-
-def _copy_entries(source: int, target: int, links: _Links, path: bytes) -> list[bytes]:
-    """Copy what is not a directory; return the names of the directories."""
-    directories = []
-    for entry in os.listdir(source):
-        name = os.fsencode(entry)
-        found = os.stat(name, dir_fd=source, follow_symlinks=False)
-        if stat.S_ISDIR(found.st_mode):
-            directories.append(name)
-        elif not links.join(found, target, path, name):
-            _copy_file(source, target, name, found)
-    return directories
+def _copy_attributes_of(source: int, target: int, name: bytes) -> None:
+    """Copy the attributes of a name: the calls for extended ones know no dir_fd."""
+    text = os.fsdecode(name)
+    copy_attributes(f"/proc/self/fd/{source}/{text}", f"/proc/self/fd/{target}/{text}", follow_symlinks=False)
 
 
 def _copy_file(source: int, target: int, name: bytes, found: os.stat_result) -> None:
@@ -170,7 +229,10 @@ def _copy_file(source: int, target: int, name: bytes, found: os.stat_result) -> 
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             writer = os.open(name, flags, 0o600, dir_fd=target)
             try:
-                _copy_data(reader, writer, found)
+                if found.st_size and not _reflink(reader, writer):
+                    os.ftruncate(writer, found.st_size)
+                    for start, size in data_pieces(reader, found.st_size):
+                        _copy_range(reader, writer, start, start + size)
                 copy_attributes(reader, writer)
             finally:
                 os.close(writer)
@@ -181,31 +243,23 @@ def _copy_file(source: int, target: int, name: bytes, found: os.stat_result) -> 
         os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
     else:
         os.mknod(name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=target)
-    # The calls for extended attributes know no dir_fd.
-    text = os.fsdecode(name)
-    copy_attributes(f"/proc/self/fd/{source}/{text}", f"/proc/self/fd/{target}/{text}", follow_symlinks=False)
+    _copy_attributes_of(source, target, name)
 
 
-def _copy_data(reader: int, writer: int, found: os.stat_result) -> None:
-    if not found.st_size:
-        return
-    if _reflink(reader, writer):
-        return
-    size = found.st_size
-    if found.st_blocks * 512 >= size:
-        _copy_range(reader, writer, 0, size)
-        return
-    os.ftruncate(writer, size)
-    offset = 0
-    while offset < size:
+def data_pieces(fd: int, size: int) -> list[tuple[int, int]]:
+    """List where a file has data, offset and size; at its end an empty one if it ends with a hole, as GNU tar does."""
+    pieces: list[tuple[int, int]] = []
+    end = 0
+    while end < size:
         try:
-            start = os.lseek(reader, offset, os.SEEK_DATA)
+            start = os.lseek(fd, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return
-            raise
-        offset = os.lseek(reader, start, os.SEEK_HOLE)
-        _copy_range(reader, writer, start, offset)
+            if error.errno != errno.ENXIO:
+                raise
+            return [*pieces, (size, 0)]
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        pieces.append((start, end - start))
+    return pieces
 
 
 def _reflink(reader: int, writer: int) -> bool:
@@ -251,34 +305,22 @@ def remove_tree(path: Path) -> None:
             raise
         os.unlink(path)
         return
-    device = walk.here.st_dev
-    try:
-        below = _empty(walk.fd)
-        while True:
-            if below:
-                walk.down(below.pop(), below)
-                if walk.here.st_dev != device:
-                    raise OSError(errno.EBUSY, "something is mounted inside", os.fsdecode(path))
-                below = _empty(walk.fd)
-                continue
-            back = walk.up()
-            if back is None:
-                break
-            name, below = back
-            _discard(walk.fd, name, directory=True)
-    finally:
-        walk.close()
+    with walk:
+        device = walk.here.st_dev
+
+        def empty(_name: bytes) -> list[bytes]:
+            """Remove what a single call removes; the directories that are left need more."""
+            if walk.here.st_dev != device:
+                raise OSError(errno.EBUSY, "something is mounted inside", os.fsdecode(path))
+            with os.scandir(walk.fd) as entries:
+                found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
+            return [name for name, directory in found if not _discard(walk.fd, name, directory=directory)]
+
+        walk.through(empty, lambda name: _discard(walk.fd, name, directory=True))
     try:
         os.rmdir(path)
     except FileNotFoundError:
         pass
-
-
-def _empty(fd: int) -> list[bytes]:
-    """Remove what a single call removes from the directory; return the names of the directories that are left."""
-    with os.scandir(fd) as entries:
-        found = [(os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in entries]
-    return [name for name, directory in found if not _discard(fd, name, directory=directory)]
 
 
 def _discard(fd: int, name: bytes, *, directory: bool) -> bool:
@@ -303,47 +345,36 @@ def measure_tree(path: Path) -> Usage:
     """
     while True:
         try:
-            return _measure(path)
+            walk = _Walk(path)
+        except FileNotFoundError:
+            return Usage(size=0, inodes=0)
+        try:
+            with walk:
+                return _measure(walk)
         except _Moved:
             continue
 
 
-def _measure(path: Path) -> Usage:
-    try:
-        walk = _Walk(path)
-    except FileNotFoundError:
-        return Usage(size=0, inodes=0)
-    size, inodes = walk.here.st_blocks * 512, 1
+def _measure(walk: _Walk) -> Usage:
+    blocks, inodes = walk.here.st_blocks, 1
     linked: set[tuple[int, int]] = set()
-    below: list[bytes] = []
-    try:
-        entered = True
-        while True:
-            if entered:
-                entered, below = False, []
-                for name in os.listdir(walk.fd):
-                    try:
-                        found = os.stat(name, dir_fd=walk.fd, follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    if stat.S_ISDIR(found.st_mode):
-                        below.append(os.fsencode(name))
-                    elif found.st_nlink > 1:
-                        identity = (found.st_dev, found.st_ino)
-                        if identity in linked:
-                            continue
-                        linked.add(identity)
-                    size, inodes = size + found.st_blocks * 512, inodes + 1
-            elif below:
-                try:
-                    walk.down(below.pop(), below)
-                except (FileNotFoundError, NotADirectoryError):
+
+    def enter(_name: bytes) -> list[bytes]:
+        nonlocal blocks, inodes
+        below = []
+        for name in os.listdir(walk.fd):
+            try:
+                found = os.stat(name, dir_fd=walk.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                below.append(os.fsencode(name))
+            elif found.st_nlink > 1:
+                if _identity(found) in linked:
                     continue
-                entered = True
-            else:
-                back = walk.up()
-                if back is None:
-                    return Usage(size=size, inodes=inodes)
-                below = back[1]
-    finally:
-        walk.close()
+                linked.add(_identity(found))
+            blocks, inodes = blocks + found.st_blocks, inodes + 1
+        return below
+
+    walk.through(enter, lambda _name: None, in_use=True)
+    return Usage(size=blocks * 512, inodes=inodes)
