@@ -1,0 +1,203 @@
+"""The documentation says what the code says: built without a warning, and what it shows has been run."""
+
+import importlib.util
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from transom.config import IGNORED, KEYS, ORDER, load
+from transom.contract import KINDS
+from transom.drivers import contract_of, operations_of
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+EXAMPLE = ROOT / "docs" / "examples" / "transom-example"
+PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None, reason="no mkdocs in this environment: `make run` installs it"
+)
+
+
+class Text(HTMLParser):
+    """What a reader sees of a page, in one line, and where its links lead."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.words, self.links, self.anchors = [], [], set()
+        self.feed(html)
+        self.text = " ".join("".join(self.words).split())
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors.add(found.get("id"))
+        self.links += [found["href"]] if tag == "a" and "href" in found else []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site."""
+    place = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [BIN / "mkdocs", "build", "--strict", "--quiet", "--site-dir", place], cwd=ROOT, text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return place
+
+
+def read(site, page):
+    return Text((site / page).read_text())
+
+
+def plain(text):
+    """Compare without regard to spaces, which highlighting and line breaks move."""
+    return re.sub(r"\s+", "", text).replace(",)", ")")
+
+
+def test_the_site_builds_without_a_warning_and_every_page_is_in_the_navigation(site):
+    navigation = {os.path.normpath(link.partition("#")[0]) for link in read(site, "index.html").links}
+    pages = {str(path.relative_to(site)) for path in site.rglob("*.html")} - {"404.html"}
+    assert pages - navigation == set()
+    assert len(pages) >= len(PAGES) + len(KINDS) + 1
+
+
+def test_every_link_inside_the_site_leads_somewhere(site):
+    pages = {path: read(site, path) for path in site.rglob("*.html")}
+    for path, page in pages.items():
+        for link in page.links:
+            target, _, anchor = link.partition("#")
+            if re.match(r"\w+:", link) or path.name == "404.html":
+                continue
+            place = Path(os.path.normpath(path.parent / target)) if target else path
+            place = place / "index.html" if place.is_dir() else place
+            assert place.exists(), f"{path.relative_to(site)} links to {link}"
+            assert not anchor or anchor in pages[place].anchors, f"{path.relative_to(site)} links to {link}"
+
+
+def test_nothing_is_loaded_from_another_host(site):
+    for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        loaded = re.findall(r"""(?:src=|url\(|rel="stylesheet" href=)["']?(https?:[^"')\s>]+)""", path.read_text())
+        assert loaded == [], f"{path.relative_to(site)} loads {loaded}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_operation_of_a_contract_is_on_its_page_with_its_signature(site, kind):
+    pages = plain(read(site, f"reference/{kind}.html").text) + plain(read(site, "reference/driver.html").text)
+    for name, method in operations_of(contract_of(kind)).items():
+        found = inspect.signature(method)
+        parameters = [p for p in found.parameters.values() if p.name != "self"]
+        wanted = plain(f"{name}{found.replace(parameters=parameters)}".replace("'", ""))
+        assert wanted in pages.replace(",)", ")"), f"{kind}.{name} is not described as {wanted}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_driver_of_the_repository_has_a_page(site, kind):
+    for readme in ROOT.glob(f"plugins/{kind}/*/README.md"):
+        assert (site / "drivers" / f"{kind}-{readme.parent.name}.html").exists()
+
+
+def test_every_key_of_the_configuration_is_described(site):
+    text = read(site, "selecting-drivers.html").text
+    assert [key for key in sorted(KEYS | IGNORED.keys()) if key not in text] == []
+    assert [reason for reason in IGNORED.values() if reason not in text] == []
+
+
+def test_the_order_in_which_drivers_are_tried_is_described_and_has_no_vfs(site):
+    text = read(site, "selecting-drivers.html").text
+    for kind in ("storage", "network", "logging", "limits"):
+        assert f"{kind} {', '.join(ORDER[kind])}" in re.sub(r"\s+", " ", text)
+    assert "vfs" not in ORDER["storage"]
+    assert "vfs is never chosen unasked" in text
+
+
+def test_every_command_is_listed(site):
+    text = read(site, "commands.html").text
+    listed = subprocess.run([BIN / "transom", "--help"], capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^  ([a-z]+)  ", listed.partition("Commands:")[2], re.MULTILINE)
+    assert len(names) > 30
+    assert [name for name in names if f"transom {name}" not in text] == []
+
+
+def test_every_configuration_shown_is_valid(tmp_path):
+    shown = [
+        text
+        for page in PAGES
+        for text in re.findall(r"```json\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    ]
+    assert len(shown) >= 3
+    for number, text in enumerate(shown):
+        file = tmp_path / f"{number}.json"
+        file.write_text(text)
+        config = load(path=str(file), environ={}, overrides={})
+        assert set(config.origin.values()) == {f"file {file}"}
+
+
+def test_every_command_line_shown_names_a_command_and_flags_that_exist():
+    from transom_engine.cli import _COMMANDS
+
+    for page in PAGES:
+        text = (ROOT / "docs" / page).read_text()
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL):
+            for line in re.findall(r"^(?:# )?transom (.*)", block, re.MULTILINE):
+                words = iter(line.split())
+                command = next((w for w in words if not w.startswith("-") and "/" not in w and w != "plain"), "")
+                assert command in {*_COMMANDS, "conformance"} or "COMMAND" in line, f"{page}: transom {line}"
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """An environment for commands in which the example's distribution is installed too."""
+    place = tmp_path_factory.mktemp("example")
+    words = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", place / "site"]
+    source = place / "source"
+    subprocess.run(["cp", "-r", EXAMPLE, source], check=True)
+    subprocess.run([sys.executable, "-m", "pip", *words, source], check=True, capture_output=True)
+    roots = {f"TRANSOM_{name}_ROOT": str(place / name.lower()) for name in ("DATA", "EXEC")}
+    return {**os.environ, **roots, "PYTHONPATH": str(place / "site")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "cases"),
+    [
+        ("storage", "plain", "life or life_cycle or parent or removing or usage or killed_at_any_step"),
+        ("network", "lonely", ""),
+        ("logging", "text", ""),
+        ("limits", "pids", ""),
+        ("auth", "look-only", ""),
+    ],
+)
+def test_each_example_driver_is_found_and_passes_its_suite(example, tmp_path, kind, name, cases):
+    if os.geteuid() != 0:
+        pytest.skip("not root: the suites make mounts and namespaces")
+    if kind == "limits" and not os.path.isdir("/sys/fs/cgroup/pids"):
+        pytest.skip("no cgroup v1 controller pids on this host")
+    report = tmp_path / "report.json"
+    select = ["-k", cases] if cases else []
+    done = subprocess.run(
+        [BIN / "transom", "conformance", kind, name, "--json", report, *select],
+        env=example, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = json.loads(report.read_text())
+    failed = [case["name"] + ": " + case["reason"] for case in found["cases"] if case["outcome"] == "failed"]
+    assert (done.returncode, failed) == (0, []), done.stdout[-2000:]
+    assert found["passed"] >= 6
+
+
+def test_the_example_of_a_suite_in_an_authors_own_tests_collects_every_kind(example):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", EXAMPLE / "tests"],
+        env=example, capture_output=True, text=True, check=False, cwd="/",
+    )  # fmt: skip
+    for name in ("TestPlain", "TestLonely", "TestText", "TestPids", "TestLookOnly"):
+        assert f"{name}::test_" in done.stdout, done.stdout[-2000:] + done.stderr
