@@ -41,6 +41,7 @@ def prepare(
             "--rm and --restart contradict each other: a container that is removed when it ends cannot restart"
         )
     host.network_mode = "bridge" if host.network_mode in {"", "default"} else host.network_mode
+    _check_words(engine, merged, host)
     limits_driver = engine.default_driver("limits")
     container = Container(
         id=os.urandom(32).hex(),
@@ -54,6 +55,7 @@ def prepare(
         mounts=mount_points(merged, host),
         network_settings=NetworkSettings(networks=dict(endpoints)),
     )
+    engine.snapshots(container.driver)  # before anything is on record: a driver that is not there fails here
     _settle_log(engine, container)
     engine.networks.check(container)
     if not merged.hostname:
@@ -107,6 +109,30 @@ def mount_points(config: Config, host: HostConfig) -> list[MountPoint]:
         seen.add(point.destination)
     seen |= set(host.tmpfs)
     return points + [MountPoint(type="volume", destination=place) for place in config.volumes if place not in seen]
+
+
+def _check_words(engine: Engine, config: Config, host: HostConfig) -> None:
+    """Refuse single words that could never act."""
+    unknown = sorted(host.storage_opt.keys() - {"size"})
+    if unknown:
+        raise ConfigError(f"--storage-opt {unknown[0]}: a container's only storage option is size, such as size=10G")
+    if config.stop_signal:
+        from transom_engine.signals import number
+
+        number(config.stop_signal)
+    for server in host.dns:
+        from ipaddress import ip_address
+
+        try:
+            ip_address(server)
+        except ValueError:
+            raise ConfigError(f"--dns {server!r}: not an IP address; write one such as 192.0.2.53") from None
+    used = {engine.config.default_runtime, engine.runtime.name, engine.runtime.path} - {""} if host.runtime else set()
+    if host.runtime and host.runtime not in used:
+        raise ConfigError(
+            f"--runtime {host.runtime!r}: this engine runs every container with {engine.runtime.name};"
+            " choose another with default-runtime in the config"
+        )
 
 
 def _settle_log(engine: Engine, container: Container) -> None:
