@@ -209,10 +209,10 @@ class Supervisor:
     def main(self) -> None:
         """Start the container, serve until it has ended for good, clear away, and tell who waits."""
         become_subreaper()
-        self._own_namespaces()
-        self._listen()
         container = self.engine.state.container(self.id)
         try:
+            self._own_namespaces()
+            self._listen()
             self.start(container)
         except TransomError as error:
             self._fail(container, str(error), error.exit_code)
