@@ -589,6 +589,7 @@ def _endpoint(container: Container, place: EndpointSettings) -> Endpoint:
     return Endpoint(
         id=place.endpoint_id,
         container=container.id,
+        names=(container.name,),
         addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
         mac=place.mac_address or None,
     )
