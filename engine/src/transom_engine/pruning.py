@@ -82,6 +82,7 @@ def remove_image(engine: Engine, name: str, *, force: bool = False) -> list[Remo
         if any(one.deleted for one in removed):
             for driver in drivers:
                 sweep_layers(engine, driver)
+    engine.images.collect()  # what only a name that is gone needed
     for one in removed:
         if one.untagged or one.deleted == image.id:
             engine.state.event("image", "untag" if one.untagged else "delete", image.id, name=one.untagged or image.id)

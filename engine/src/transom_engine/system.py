@@ -110,7 +110,7 @@ def info(engine: Engine) -> dict[str, Any]:
         },
         "Labels": list(engine.config.labels),
         "Debug": engine.config.debug,
-        "Warnings": warnings + _missing_limits(engine),
+        "Warnings": warnings + missing_limits(engine),
     }
 
 
@@ -127,7 +127,7 @@ def _status(driver: Callable[[], Driver], warnings: list[str]) -> dict[str, str]
     return _tried(lambda: driver().status(), warnings) or {}
 
 
-def _missing_limits(engine: Engine) -> list[str]:
+def missing_limits(engine: Engine) -> list[str]:
     """Say which limits would not act here, by asking for each."""
     from transom.contract.limits import Resources
 

@@ -128,15 +128,17 @@ class ContentStore:
         with Lock(f"{self.root}/lock", shared=True):
             yield
 
-    def collect(self, keep: Iterable[str], *, stale: float = _STALE) -> list[str] | None:
+    def collect(self, keep: Iterable[str], *, stale: float = _STALE, dry: bool = False) -> list[str] | None:
         """Remove every blob that is not in `keep`, and partials that nobody writes.
 
         Args:
             keep: digests; read only once the store is held alone, so a lazy iterable sees the last records.
             stale: seconds after which a partial that could be continued is given up.
+            dry: remove nothing, only say what would go.
 
         Returns:
-            the digests removed; nothing at all, None, when a lease is held: what is left goes the next time.
+            the digests removed, and the names of the partials; nothing at all, None, when a lease is held: what is
+            left goes the next time.
         """
         import time
 
@@ -150,12 +152,14 @@ class ContentStore:
             kept = set(keep)
             for digest in self.walk():
                 if digest not in kept:
-                    self.delete(digest)
+                    if not dry:
+                        self.delete(digest)
                     removed.append(digest)
             for name in os.listdir(self._ingest):
                 path = f"{self._ingest}/{name}"
-                if not name.startswith("sha256-") or os.stat(path).st_mtime < time.time() - stale:
-                    _unlink_idle(path)
+                old = not name.startswith("sha256-") or os.stat(path).st_mtime < time.time() - stale
+                if old and _idle(path, unlink=not dry):
+                    removed.append(name)
         finally:
             lock.release()
         return removed
@@ -304,18 +308,20 @@ def _same_file(fd: int, path: str) -> bool:
         return False
 
 
-def _unlink_idle(path: str) -> None:
-    """Remove a partial unless somebody is writing it."""
+def _idle(path: str, *, unlink: bool) -> bool:
+    """Say whether nobody is writing the partial, and then remove it where asked."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _same_file(fd, path):
+        idle = _same_file(fd, path)
+        if idle and unlink:
             os.unlink(path)
+        return idle
     except BlockingIOError:
-        pass
+        return False
     finally:
         os.close(fd)
 

@@ -301,9 +301,12 @@ class ImageStore:
             )
         return None
 
-    def collect(self) -> list[str]:
-        """Remove the blobs that no image needs; return their digests. Leaves them while a pull is under way."""
-        return self.content.collect(self._needed()) or []
+    def collect(self, *, dry: bool = False) -> list[str]:
+        """Remove the blobs that no image needs, or with `dry` only look; return their digests.
+
+        Leaves them while a pull is under way.
+        """
+        return self.content.collect(self._needed(), dry=dry) or []
 
     def chain_ids(self) -> frozenset[str]:
         """Return the chain ids of all layers of all images: what storage drivers may hold unpacked."""
