@@ -3,6 +3,9 @@
 MkDocs calls the functions named ``on_...`` (mkdocs.yml: hooks). Nothing here is imported by the product.
 """
 
+# A script of the build, like the tests:
+# ruff: noqa: ANN001, ANN201, ANN202
+
 import inspect
 import re
 from pathlib import Path
@@ -130,7 +133,8 @@ def operation_text(name, method):
         rule = f"For drivers that declare `{mark.needs}`; others raise `NotSupported`, as the inherited body does."
     else:
         rule = "A driver may implement it; the inherited body is a default."
-    return f"### `{name}` {{ #{name} }}\n\n```python\n{signature(name, method)}\n```\n\n*{rule}*\n\n{prose(method.__doc__)}"
+    heading = f"### `{name}` {{ #{name} }}\n\n```python\n{signature(name, method)}\n```"
+    return f"{heading}\n\n*{rule}*\n\n{prose(method.__doc__)}"
 
 
 def helper_classes(module):
@@ -173,7 +177,7 @@ def struct_text(cls):
     for name, kind in inspect.get_annotations(cls).items():
         default = next(f for f in msgspec.structs.fields(cls) if f.name == name)
         value = "" if default.required else f" = {default_text(default)}"
-        fields.append(f"{name}: {str(kind)}{value}".replace("ClassVar", "ClassVar"))
+        fields.append(f"{name}: {kind}{value}")
     return f"### {cls.__name__}\n\n```python\n" + "\n".join(fields) + f"\n```\n\n{prose(cls.__doc__)}"
 
 
@@ -326,8 +330,19 @@ def commands_table():
     """The commands, from the table that ``transom --help`` prints."""
     from transom_engine.cli import _COMMANDS
 
-    rows = [f"| `transom {name}` | {text} |" for name, (_, text) in sorted(_COMMANDS.items())]
+    rows = []
+    for name, (module, text) in sorted(_COMMANDS.items()):
+        rows.append(f"| `transom {name}` | {text}{_subcommands(name, module)} |")
     return "| command | |\n|---|---|\n" + "\n".join(rows)
+
+
+def _subcommands(name, module):
+    """List the commands of a group; nothing for a plain command."""
+    from importlib import import_module
+
+    command = getattr(import_module(f"transom_engine.cli.{module}"), f"{name}_command")
+    names = sorted(getattr(command, "commands", {}))
+    return ": " + ", ".join(f"`{sub}`" for sub in names) if names else ""
 
 
 TABLES = {"config": config_table, "ignored": ignored_table, "order": order_table, "commands": commands_table}
