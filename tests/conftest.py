@@ -124,8 +124,6 @@ class World:
 
     def repair(self):
         """Have ``doctor`` put right what a crash left, and check that it finds nothing more."""
-        if importlib.util.find_spec("transom_engine.cli.doctor") is None:  # TEMPORARY
-            return
         self.transom("doctor", "--repair")
         done = self.transom.call("doctor")
         assert done.code == 0, f"doctor still finds something after --repair: {done.out}{done.err}"

@@ -116,6 +116,8 @@ def _check_words(engine: Engine, config: Config, host: HostConfig) -> None:
     unknown = sorted(host.storage_opt.keys() - {"size"})
     if unknown:
         raise ConfigError(f"--storage-opt {unknown[0]}: a container's only storage option is size, such as size=10G")
+    if config.working_dir and not config.working_dir.startswith("/"):
+        raise ConfigError(f"the working directory {config.working_dir!r} is invalid, it needs to be an absolute path")
     if config.stop_signal:
         from transom_engine.signals import number
 
