@@ -21,8 +21,10 @@ ff00::\tip6-mcastprefix
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
-_PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
+PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
 """Docker's choice where the host has no name server that a container could reach."""
+RESOLVER = "127.0.0.11"
+"""Where containers find the embedded resolver: docker's choice, which users have in their configurations."""
 
 
 def write_bundle(
@@ -88,19 +90,27 @@ def network_files(engine: Engine, container: Container, *, host_network: bool) -
     contents = {
         "hostname": f"{container.config.hostname or os.uname().nodename}\n",
         "hosts": hosts(container, host_network=host_network),
-        "resolv.conf": resolv_conf(
-            _read("/etc/resolv.conf"),
-            servers=container.host_config.dns or engine.config.dns,
-            search=container.host_config.dns_search or engine.config.dns_search,
-            options=container.host_config.dns_options or engine.config.dns_opts,
-            host_network=host_network,
-        ),
     }
     for name, text in contents.items():
         # In place: a restarted container's other mounts of the file keep seeing it.
         with open(directory / name, "w") as file:
             file.write(text)
-    return {f"/etc/{name}": str(directory / name) for name in contents}
+    write_resolv_conf(engine, container, host_network=host_network)
+    return {f"/etc/{name}": str(directory / name) for name in (*contents, "resolv.conf")}
+
+
+def write_resolv_conf(engine: Engine, container: Container, *, host_network: bool) -> None:
+    """Write the container's resolv.conf, in place: a running container sees the change."""
+    text = resolv_conf(
+        _read("/etc/resolv.conf"),
+        servers=container.host_config.dns or engine.config.dns,
+        search=container.host_config.dns_search or engine.config.dns_search,
+        options=container.host_config.dns_options or engine.config.dns_opts,
+        host_network=host_network,
+        embedded=engine.networks.resolves(container),
+    )
+    with open(engine.container_dir(container.id) / "resolv.conf", "w") as file:
+        file.write(text)
 
 
 def hosts(container: Container, *, host_network: bool) -> str:
@@ -124,11 +134,18 @@ def hosts(container: Container, *, host_network: bool) -> str:
 
 
 def resolv_conf(
-    host: str, *, servers: Iterable[str], search: Iterable[str], options: Iterable[str], host_network: bool
+    host: str,
+    *,
+    servers: Iterable[str],
+    search: Iterable[str],
+    options: Iterable[str],
+    host_network: bool,
+    embedded: bool = False,
 ) -> str:
     """Return /etc/resolv.conf (resolv.conf(5)): the host's, what was asked for over it.
 
-    The host's name servers on its loopback are left out where the container has another network namespace.
+    The host's name servers on its loopback are left out where the container has another network namespace. With the
+    `embedded` resolver that is the only one, and asks the others; it is to see names without a dot as they are.
     """
     found: dict[str, list[str]] = {"nameserver": [], "search": [], "options": []}
     for line in host.splitlines():
@@ -136,12 +153,14 @@ def resolv_conf(
         if word in found and rest:
             found[word] = found[word] + rest if word == "nameserver" else rest
     own = [s for s in found["nameserver"] if host_network or not (s.startswith("127.") or s == "::1")]
-    chosen = list(servers) or own or list(_PUBLIC_SERVERS)
+    chosen = [RESOLVER] if embedded else list(servers) or own or list(PUBLIC_SERVERS)
     searched = list(search) or found["search"]
     searched = [] if searched == ["."] else searched
     lines = [f"nameserver {server}" for server in chosen]
     lines += [f"search {' '.join(searched)}"] if searched else []
     opts = list(options) or found["options"]
+    if embedded and not any(option.startswith("ndots:") for option in opts):
+        opts = [*opts, "ndots:0"]
     lines += [f"options {' '.join(opts)}"] if opts else []
     return "".join(f"{line}\n" for line in lines)
 

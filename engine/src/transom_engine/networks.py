@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from transom.contract.network import Attachment, Endpoint, NetnsKind, Network, NetworkCapability, Port, Subnet
-from transom.errors import ConfigError, Conflict, NotFound, choices, nearest
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, choices, nearest
 from transom.services.files import Lock
+from transom_engine import wire
 from transom_engine.model import Container, EndpointSettings, Pascal, PortBinding
 from transom_engine.supervisor import now
 
@@ -478,6 +479,29 @@ class Networks:
     def _release(self, name: str, place: EndpointSettings) -> None:
         self.ipam.release(Network(id=place.network_id, name=name), Endpoint(id=place.endpoint_id, container=""))
 
+    # Names
+
+    def resolves(self, container: Container) -> bool:
+        """Say whether names are resolved where the container is: on a network of its own or of the one it joins."""
+        other = container.host_config.network_mode.partition(":")[2]
+        if other:
+            container = self.engine.state.container(other)
+        return any(self.has_names(self.get(name)) for name in container.network_settings.networks)
+
+    def has_names(self, record: NetworkRecord) -> bool:
+        """Say whether containers find each other by name on that network."""
+        if record.name == DEFAULT:
+            return False
+        return NetworkCapability.NAMES in self.engine.drivers.load("network", record.driver).capabilities
+
+    def looks_up(self, record: NetworkRecord) -> bool:
+        """Say whether the network's driver knows the names of containers on other hosts."""
+        return NetworkCapability.LOOKUP in self.engine.drivers.load("network", record.driver).capabilities
+
+    def lookup(self, record: NetworkRecord, name: str) -> tuple[str, ...]:
+        """Ask the network's driver for the addresses that a name has on other hosts."""
+        return self.engine.network_driver(record.driver).lookup(network=self._network(record), name=name)
+
     # While it runs
 
     def connect(self, reference: str, container: Container, place: EndpointSettings) -> None:
@@ -505,6 +529,21 @@ class Networks:
                         self.engine.state.save_container(container)
                         raise
             self.engine.state.save_container(container)
+        if container.state.pid:
+            self._reload(container)
+
+    def _reload(self, container: Container) -> None:
+        """Tell the supervisor to look at the container's networks again: the first with names brings the resolver."""
+        try:
+            connection = self.engine.containers.connect(container)
+        except Conflict:
+            return  # it has just ended
+        try:
+            connection.ask(wire.Request(do="reload"))
+        except DriverError:
+            pass  # likewise
+        finally:
+            connection.close()
 
     def _check_connectable(self, container: Container, record: NetworkRecord) -> None:
         mode = container.host_config.network_mode

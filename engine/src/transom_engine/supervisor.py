@@ -20,7 +20,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -36,6 +36,9 @@ from transom_engine.logs import Feed
 from transom_engine.model import Container
 from transom_engine.restart import Backoff, should_restart
 from transom_engine.streams import Splitter, pipe, read
+
+if TYPE_CHECKING:
+    from transom_engine.resolver import Resolver
 
 _CLONE_NEWPID = 0x20000000
 _CLIENT_LIMIT = 1 << 20
@@ -198,6 +201,8 @@ class Supervisor:
         self.undo: list[Callable[[], object]] = []
         self.join: Sequence[str] = ()
         self.watch: Watch | None = None
+        self.resolver: Resolver | None = None
+        self.netns = -1
         self.kill_at = 0.0
         self.restart_at = 0.0
         self.backoff = Backoff()
@@ -290,6 +295,8 @@ class Supervisor:
         with self.engine.state.transaction():
             self.engine.state.save_container(container)
             self._event("start", container)
+        if self.resolver is not None:
+            self.resolver.start()
         self.backoff.started()
 
     def _mount_root(self, container: Container) -> str:
@@ -327,7 +334,35 @@ class Supervisor:
         if place.own:
             self.undo.append(lambda: networks.leave(container))
             networks.join(container, place.fd)
+            self.netns = place.fd
+            self._listen_for_names(container)
         return f"/proc/{os.getpid()}/fd/{place.fd}"
+
+    def _listen_for_names(self, container: Container) -> None:
+        """Make the resolver where names are resolved; it answers once the container is on record as running."""
+        if self.resolver is None and self.engine.networks.resolves(container):
+            from transom_engine.resolver import Resolver
+
+            self.resolver = Resolver(self.engine, self.id, self.netns)
+            self.undo.append(self.resolver.close)
+
+    def _reload(self) -> None:
+        """Bring the resolver to a container that has joined its first network with names since it started.
+
+        It stays when the container leaves that network: it answers for the name servers too.
+        """
+        if self.resolver is not None or self.netns < 0:
+            return
+        from transom_engine.bundle import write_resolv_conf
+
+        container = self.engine.state.container(self.id)
+        self._listen_for_names(container)
+        if self.resolver is not None:
+            self.resolver.start()
+            try:
+                write_resolv_conf(self.engine, container, host_network=False)
+            except OSError as error:
+                raise DriverError("writing", driver="resolver", subject="resolv.conf", cause=error) from error
 
     def _open_logs(self, container: Container) -> None:
         driver = self.engine.log_driver(container)
@@ -634,6 +669,8 @@ class Supervisor:
             case "stop":
                 self.waiting.append(client)
                 self._stop(request)
+            case "reload":
+                self._reload()
             case "wait":
                 self.waiting.append(client)
             case _:
@@ -785,7 +822,7 @@ class Supervisor:
                 step()
             except Exception as error:
                 print(f"clearing {self.id[:12]} away: {error}", file=sys.stderr, flush=True)
-        self.feeds, self.watch = [], None
+        self.feeds, self.watch, self.resolver, self.netns = [], None, None, -1
         remove_runtime_state(str(self.run))
 
     def _restarts(self, container: Container) -> bool:

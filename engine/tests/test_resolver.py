@@ -1,0 +1,488 @@
+"""The embedded resolver, asked from inside real containers and by raw packets inside their network namespaces."""
+
+import os
+import random
+import socket
+import struct
+import threading
+import time
+
+import pytest
+from dnslib import AAAA, EDNS0, QTYPE, RCODE, RR, TXT, A, DNSRecord
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from transom.services.netns import inside
+from transom_engine.bundle import resolv_conf
+from transom_engine.resolver import Question
+
+RESOLVER = ("127.0.0.11", 53)
+
+
+def in_netns_of(transom, name, function, *args):
+    """Call a function inside a container's network namespace."""
+    fd = os.open(f"/proc/{transom.inspect(name)['State']['Pid']}/ns/net", os.O_RDONLY)
+    try:
+        return inside(fd, function, *args)
+    finally:
+        os.close(fd)
+
+
+def exchange(packet, stream=False, timeout=10.0):
+    """Send one packet to the resolver and return the answer, b"" when the connection ends without one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM) as sock:
+        sock.settimeout(timeout)
+        sock.connect(RESOLVER)
+        if not stream:
+            sock.send(packet)
+            return sock.recv(65535)
+        sock.sendall(struct.pack("!H", len(packet)) + packet)
+        file = sock.makefile("rb")
+        head = file.read(2)
+        return file.read(*struct.unpack("!H", head)) if head else b""
+
+
+def ask(transom, container, name, type="A", *, stream=False, edns=0, timeout=10.0):
+    """Ask the resolver of a container, from inside, and return the answer."""
+    question = DNSRecord.question(name, type)
+    if edns:
+        question.add_ar(EDNS0(udp_len=edns))
+    answer = DNSRecord.parse(in_netns_of(transom, container, exchange, bytes(question.pack()), stream, timeout))
+    assert answer.header.id == question.header.id
+    return answer
+
+
+def values(answer):
+    """Return the answer's data as texts, in order; it must be a success."""
+    assert answer.header.rcode == RCODE.NOERROR
+    return [str(record.rdata) for record in answer.rr]
+
+
+def address(transom, container, network="mesh", key="IPAddress"):
+    return transom.inspect(container)["NetworkSettings"]["Networks"][network][key]
+
+
+class Upstream:
+    """A name server on one address of the runner's network namespace: `reply` makes an answer or None of a question."""
+
+    def __init__(self, transom, host, reply):
+        self.reply, self.asked = reply, []
+        self.udp, self.tcp = inside(transom.netns, self._listen, host)
+        self.threads = [threading.Thread(target=target) for target in (self._datagrams, self._streams)]
+        for thread in self.threads:
+            thread.start()
+
+    @staticmethod
+    def _listen(host):
+        from pyroute2 import IPRoute
+
+        with IPRoute() as route:
+            lo = route.link_lookup(ifname="lo")[0]
+            if not host.startswith("127.") and not list(route.get_addr(match={"address": host})):
+                route.addr("add", index=lo, address=host, prefixlen=32)
+        opened = [socket.socket(socket.AF_INET, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
+        for sock in opened:
+            sock.bind((host, 53))
+        opened[1].listen()
+        return opened
+
+    def _answer(self, data, kind):
+        question = DNSRecord.parse(data)
+        self.asked.append((str(question.q.qname).rstrip("."), kind))
+        answer = self.reply(question, kind)
+        return bytes(answer.pack()) if answer else None
+
+    def _datagrams(self):
+        while True:
+            data, client = self.udp.recvfrom(65535)
+            if not data:
+                return
+            if answer := self._answer(data, "udp"):
+                self.udp.sendto(answer, client)
+
+    def _streams(self):
+        while True:
+            try:
+                connection, _ = self.tcp.accept()
+            except OSError:
+                return
+            with connection:
+                file = connection.makefile("rb")
+                data = file.read(*struct.unpack("!H", file.read(2)))
+                if answer := self._answer(data, "tcp"):
+                    connection.sendall(struct.pack("!H", len(answer)) + answer)
+
+    def close(self):
+        self.udp.sendto(b"", self.udp.getsockname())
+        self.tcp.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+        self.udp.close()
+        self.tcp.close()
+
+
+@pytest.fixture
+def upstream(transom):
+    """Start a name server: upstream(address, reply)."""
+    started = []
+
+    def start(host, reply):
+        started.append(Upstream(transom, host, reply))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+def says(text):
+    """Reply with one address to every question."""
+
+    def reply(question, kind):
+        answer = question.reply()
+        answer.add_answer(RR(question.q.qname, QTYPE.A, rdata=A(text), ttl=60))
+        return answer
+
+    return reply
+
+
+def fails(question, kind):
+    """Reply SERVFAIL."""
+    answer = question.reply()
+    answer.header.rcode = RCODE.SERVFAIL
+    return answer
+
+
+def host_server():
+    """Return the name server that the host's resolv.conf names first."""
+    with open("/etc/resolv.conf") as file:
+        found = [line.split()[1] for line in file if line.startswith("nameserver ")]
+    if not found or ":" in found[0]:
+        pytest.skip("the host's resolv.conf names no IPv4 server")
+    return found[0]
+
+
+@pytest.fixture
+def mesh(transom):
+    """A user-defined network."""
+    transom("network", "create", "mesh")
+    return "mesh"
+
+
+# Names of containers
+
+
+def test_a_container_is_found_by_name_short_id_hostname_and_alias(transom, mesh):
+    web = transom.detached("--name", "web", "--hostname", "Host1", "--network-alias", "www", network=mesh)
+    transom.detached("--name", "client", network=mesh)
+    expected = [address(transom, "web")]
+    for name in ("web", web[:12], "host1", "www", "WWW", "web.mesh", "www.Mesh"):
+        assert values(ask(transom, "client", name)) == expected, name
+    assert "1 packets received" in transom("exec", "client", "ping", "-c", "1", "-W", "2", "www")
+
+
+def test_a_container_finds_itself_with_its_first_command(transom, mesh):
+    out = transom("run", "--rm", "--name", "me", "--network", mesh, "busybox", "nslookup", "me.mesh")
+    assert "Name:\tme.mesh" in out
+
+
+def test_an_answer_does_not_hold_for_long(transom, mesh):
+    transom.detached("--name", "web", network=mesh)
+    (record,) = ask(transom, "web", "web").rr
+    assert 0 < record.ttl <= 5
+
+
+def test_an_alias_of_two_containers_means_both_and_each_comes_first(transom, mesh):
+    for name in ("one", "two"):
+        transom.detached("--name", name, "--network-alias", "pair", network=mesh)
+    both = {address(transom, "one"), address(transom, "two")}
+    answers = [values(ask(transom, "one", "pair")) for _ in range(10)]
+    assert all({*answer} == both for answer in answers)
+    assert {answer[0] for answer in answers} == both
+
+
+def test_an_alias_holds_on_its_network_only(transom, mesh):
+    transom("network", "create", "other", "--internal")
+    transom.detached("--name", "web", "--network-alias", "www", network=mesh)
+    transom.detached("--name", "stranger", network="other")
+    for name in ("web", "www", "web.mesh"):
+        assert ask(transom, "stranger", name).header.rcode == RCODE.SERVFAIL, name
+
+
+def test_a_known_name_without_the_family_is_an_empty_answer_and_asks_nobody(transom, mesh, upstream):
+    server = upstream("10.254.7.1", says("192.0.2.1"))
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    for type in ("AAAA", "MX", "TXT"):
+        assert values(ask(transom, "web", "web", type)) == []
+    assert server.asked == []
+
+
+def test_addresses_of_both_families_are_told(transom):
+    transom("network", "create", "--ipv6", "--subnet", "fd00:77::/64", "mesh")
+    transom.detached("--name", "web", network="mesh")
+    assert values(ask(transom, "web", "web")) == [address(transom, "web")]
+    six = address(transom, "web", key="GlobalIPv6Address")
+    assert values(ask(transom, "web", "web", "AAAA")) == [six]
+    from ipaddress import ip_address
+
+    assert values(ask(transom, "web", ip_address(six).reverse_pointer, "PTR")) == ["web.mesh."]
+
+
+def test_an_address_leads_back_to_the_name(transom, mesh):
+    from ipaddress import ip_address
+
+    transom.detached("--name", "web", "--network-alias", "www", network=mesh)
+    name = ip_address(address(transom, "web")).reverse_pointer
+    assert values(ask(transom, "web", name, "PTR")) == ["web.mesh."]
+
+
+def test_a_record_is_gone_within_a_second_of_the_stop(transom, mesh, upstream):
+    upstream("10.254.7.1", lambda q, _: q.reply())
+    transom.detached("--name", "web", network=mesh)
+    transom.detached("--name", "client", "--dns", "10.254.7.1", network=mesh)
+    assert values(ask(transom, "client", "web")) == [address(transom, "web")]
+    transom("stop", "-t", "0", "web")
+    assert values(ask(transom, "client", "web")) == []
+    transom("start", "web")
+    assert values(ask(transom, "client", "web")) == [address(transom, "web")]
+
+
+def test_a_container_whose_supervisor_was_killed_is_not_found(transom, mesh, upstream):
+    upstream("10.254.7.1", lambda q, _: q.reply())
+    transom.detached("--name", "web", network=mesh)
+    transom.detached("--name", "client", "--dns", "10.254.7.1", network=mesh)
+    engine = transom.engine()
+    pid = next(c.shim_pid for c in engine.state.containers() if c.name == "web")
+    engine.close()
+    os.kill(pid, 9)
+    transom.wait_until(lambda: values(ask(transom, "client", "web")) == [], seconds=1)
+
+
+def test_connect_and_disconnect_show_at_once(transom, mesh):
+    transom("network", "create", "--internal", "other")
+    for name in ("web", "client"):
+        transom.detached("--name", name, network="other")
+    transom("network", "connect", "--alias", "www", mesh, "web")
+    assert ask(transom, "client", "www").header.rcode == RCODE.SERVFAIL
+    transom("network", "connect", mesh, "client")
+    assert values(ask(transom, "client", "www")) == [address(transom, "web")]
+    transom("network", "disconnect", "other", "web")
+    assert values(ask(transom, "client", "web")) == [address(transom, "web")]
+    transom("network", "disconnect", mesh, "web")
+    assert ask(transom, "web", "client").header.rcode == RCODE.SERVFAIL
+
+
+def test_a_container_of_the_default_network_gets_the_resolver_with_its_first_other_one(transom, mesh):
+    transom.detached("--name", "late", network="bridge")
+    assert "127.0.0.11" not in transom("exec", "late", "cat", "/etc/resolv.conf")
+    transom("network", "connect", "--alias", "www", mesh, "late")
+    assert "nameserver 127.0.0.11\n" in transom("exec", "late", "cat", "/etc/resolv.conf")
+    assert values(ask(transom, "late", "www")) == [address(transom, "late")]
+    transom("restart", "-t", "0", "late")
+    assert values(ask(transom, "late", "www")) == [address(transom, "late")]
+
+
+def test_a_container_that_joins_anothers_network_uses_its_resolver(transom, mesh):
+    transom.detached("--name", "web", network=mesh)
+    out = transom("run", "--rm", "--network", "container:web", "busybox", "nslookup", "web.mesh")
+    assert address(transom, "web") in out
+
+
+# What others know
+
+
+def test_unknown_names_are_asked_of_the_hosts_servers_from_the_hosts_namespace(transom, mesh, upstream):
+    server = upstream(host_server(), says("192.0.2.7"))
+    transom.detached("--name", "web", network=mesh)
+    assert values(ask(transom, "web", "www.example.org")) == ["192.0.2.7"]
+    assert server.asked == [("www.example.org", "udp")]
+
+
+def test_servers_of_the_user_are_asked_from_inside_the_container(transom, mesh, upstream):
+    transom.detached("--name", "web", "--dns", "127.0.0.9", network=mesh)
+    upstream("127.0.0.9", says("192.0.2.1"))  # on the host: not the one that is meant
+    assert ask(transom, "web", "www.example.org").header.rcode == RCODE.SERVFAIL
+
+
+def test_the_next_server_is_asked_after_a_failure_and_after_silence(transom, mesh, upstream):
+    silent = upstream("10.254.7.1", lambda *_: None)
+    failing = upstream("10.254.7.2", fails)
+    upstream("10.254.7.3", says("192.0.2.3"))
+    flags = [word for n in (1, 2, 3) for word in ("--dns", f"10.254.7.{n}")]
+    transom.detached("--name", "web", *flags, network=mesh)
+    began = time.monotonic()
+    assert values(ask(transom, "web", "www.example.org")) == ["192.0.2.3"]
+    assert 3.5 < time.monotonic() - began < 8
+    assert len(silent.asked) == len(failing.asked) == 1
+
+
+def test_an_answer_that_says_there_is_no_such_name_is_passed_on(transom, mesh, upstream):
+    def missing(question, kind):
+        answer = question.reply()
+        answer.header.rcode = RCODE.NXDOMAIN
+        return answer
+
+    upstream("10.254.7.1", missing)
+    second = upstream("10.254.7.2", says("192.0.2.3"))
+    transom.detached("--name", "web", "--dns", "10.254.7.1", "--dns", "10.254.7.2", network=mesh)
+    assert ask(transom, "web", "nothing.example.org").header.rcode == RCODE.NXDOMAIN
+    assert second.asked == []
+
+
+def test_a_slow_server_does_not_delay_names_of_containers(transom, mesh, upstream):
+    upstream("10.254.7.1", lambda *_: None)
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    values(ask(transom, "web", "web"))
+
+    def burst():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for number in range(200):  # more than may be under way
+            sock.sendto(bytes(DNSRecord.question(f"{number}.example.org").pack()), RESOLVER)
+        return sock
+
+    with in_netns_of(transom, "web", burst):
+        began = time.monotonic()
+        assert values(ask(transom, "web", "web")) == [address(transom, "web")]
+        assert time.monotonic() - began < 1.5
+        began = time.monotonic()
+        transom("rm", "-f", "web")  # the end does not wait for the servers either
+        assert time.monotonic() - began < 3
+
+
+def test_a_cut_answer_is_asked_again_by_tcp_and_cut_for_clients_that_cannot_take_it(transom, mesh, upstream):
+    def long(question, kind):
+        answer = question.reply()
+        if kind == "udp":
+            answer.header.tc = 1
+            return answer
+        for number in range(40):
+            answer.add_answer(RR(question.q.qname, QTYPE.A, rdata=A(f"192.0.2.{number}"), ttl=60))
+        return answer
+
+    server = upstream("10.254.7.1", long)
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    assert len(values(ask(transom, "web", "long.example.org", edns=4096))) == 40
+    assert [kind for _, kind in server.asked] == ["udp", "tcp"]
+    assert len(values(ask(transom, "web", "long.example.org", stream=True))) == 40
+    small = ask(transom, "web", "long.example.org")
+    assert small.header.tc
+    assert len(small.pack()) <= 512
+    assert small.rr
+
+
+def test_an_internal_network_asks_nobody(transom, upstream):
+    first = upstream(host_server(), says("192.0.2.7"))
+    transom("network", "create", "--internal", "inner")
+    transom.detached("--name", "web", network="inner")
+    assert ask(transom, "web", "www.example.org").header.rcode == RCODE.SERVFAIL
+    assert ask(transom, "web", "www.example.org", stream=True).header.rcode == RCODE.SERVFAIL
+    assert values(ask(transom, "web", "web")) == [address(transom, "web", "inner")]
+    assert first.asked == []
+
+
+# The protocol, and who sends rubbish
+
+
+def test_questions_come_by_tcp_too(transom, mesh):
+    transom.detached("--name", "web", network=mesh)
+    assert values(ask(transom, "web", "web", stream=True)) == [address(transom, "web")]
+
+
+def test_a_container_serves_port_53_itself(transom, mesh):
+    transom.detached("--name", "web", network=mesh)
+
+    def serve():
+        opened = [socket.socket(socket.AF_INET, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
+        for sock in opened:
+            sock.bind(("0.0.0.0", 53))
+        return opened
+
+    udp, tcp = in_netns_of(transom, "web", serve)
+    with udp, tcp:
+        assert values(ask(transom, "web", "web")) == [address(transom, "web")]
+        assert values(ask(transom, "web", "web", stream=True)) == [address(transom, "web")]
+
+
+def test_rubbish_is_answered_or_dropped_and_never_ends_the_resolver(transom, mesh):
+    transom.detached("--name", "web", network=mesh)
+    good = bytes(DNSRecord.question("web").pack())
+    rng = random.Random(7)
+    loop = good[:12] + b"\xc0\x0c" + b"\0\1\0\1"
+    beyond = good[:12] + b"\xff\xff" + b"\0\1\0\1"
+    lengthy = good[:12] + b"\x3f" + b"a" * 63 + (b"\x3f" + b"b" * 63) * 5 + b"\0\0\1\0\1"
+    packets = [b"", b"x", good[:11], good[:-3], loop, beyond, lengthy, good[:2] + b"\x80" + good[3:]]
+    packets += [rng.randbytes(rng.randrange(1, 600)) for _ in range(200)]
+    packets += [bytes(b ^ (rng.random() < 0.05) * rng.randrange(256) for b in good) for _ in range(200)]
+
+    def send():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for packet in packets:
+                sock.sendto(packet, RESOLVER)
+        for packet in packets[:12]:
+            with socket.create_connection(RESOLVER, timeout=5) as sock:
+                sock.sendall(struct.pack("!H", len(packet)) + packet)
+
+    in_netns_of(transom, "web", send)
+    assert values(ask(transom, "web", "web")) == [address(transom, "web")]
+    log = (transom.run / "transom/containers" / transom.inspect("web")["Id"] / "supervisor.log").read_text()
+    assert "Traceback" not in log
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"\x12\x34\x01\0\0\1\0\0\0\0\0\0" + rest))
+def test_every_packet_is_read_without_an_error_and_its_refusal_is_an_answer(data):
+    question = Question.read(data, stream=False)
+    if question.rcode:
+        answer = DNSRecord.parse(question.failed(question.rcode))
+        assert (answer.header.id, answer.header.qr) == (int.from_bytes(data[:2], "big"), 1)
+
+
+def test_an_answer_that_is_too_long_is_cut_and_says_so():
+    question = Question.read(bytes(DNSRecord.question("many").pack()), stream=False)
+    many = [f"10.0.0.{n}" for n in range(200)]
+    answer = question.answered(many)
+    assert len(answer) <= 512
+    cut = DNSRecord.parse(answer)
+    assert cut.header.tc
+    assert len(cut.rr) > 10
+    whole = DNSRecord.parse(Question.read(question.data, stream=True).answered(many))
+    assert (whole.header.tc, len(whole.rr)) == (0, 200)
+
+
+def test_the_size_that_a_client_offers_is_kept():
+    record = DNSRecord.question("many")
+    record.add_ar(EDNS0(udp_len=1232))
+    question = Question.read(bytes(record.pack()), stream=False)
+    answer = question.answered([f"10.0.0.{n}" for n in range(200)])
+    assert 512 < len(answer) <= 1232
+    assert any(extra.rtype == QTYPE.OPT for extra in DNSRecord.parse(answer).ar)
+
+
+def test_another_servers_long_answer_of_any_type_is_cut():
+    question = Question.read(bytes(DNSRecord.question("many", "TXT").pack()), stream=False)
+    record = question.record.reply()
+    for number in range(9):
+        record.add_answer(RR("many", QTYPE.TXT, rdata=TXT(f"{number}" * 200), ttl=60))
+    record.add_answer(RR("many", QTYPE.AAAA, rdata=AAAA("fd00::1"), ttl=60))
+    cut = DNSRecord.parse(question.fitted(bytes(record.pack())))
+    assert cut.header.tc
+    assert len(cut.pack()) <= 512
+
+
+# resolv.conf
+
+
+def test_resolv_conf_names_the_resolver_and_keeps_search_and_options():
+    host = "nameserver 10.0.0.1\nsearch example.org\noptions timeout:1\n"
+    given = {"servers": ["10.0.0.2"], "search": [], "options": [], "host_network": False}
+    assert resolv_conf(host, **given, embedded=True) == (
+        "nameserver 127.0.0.11\nsearch example.org\noptions timeout:1 ndots:0\n"
+    )
+    given["options"] = ["ndots:2"]
+    assert resolv_conf(host, **given, embedded=True).endswith("options ndots:2\n")
+    assert "127.0.0.11" not in resolv_conf(host, **given)
+
+
+def test_a_container_of_the_default_network_keeps_the_hosts_servers(transom):
+    transom.detached("--name", "web", network="bridge")
+    assert "127.0.0.11" not in transom("exec", "web", "cat", "/etc/resolv.conf")
