@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from types import TracebackType
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
@@ -58,7 +57,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644
 
 
 class Lock:
-    """An flock(2) on a file, as a context; released by the kernel when the process dies.
+    """An flock(2) on a file, as a context, held before or not; released by the kernel when the process dies.
 
     The file stays: removing a lock file while others wait on it would let two in.
     """
@@ -88,10 +87,9 @@ class Lock:
             self.fd = -1
 
     def __enter__(self) -> Lock:
-        self.acquire()
+        if self.fd < 0:
+            self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

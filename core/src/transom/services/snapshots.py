@@ -21,6 +21,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, TypeVar
 
 import msgspec
@@ -47,7 +48,12 @@ _ANCESTORS = """
     WITH RECURSIVE chain(id, parent, depth) AS (
         SELECT id, parent, 0 FROM layer WHERE id = ?
         UNION ALL SELECT layer.id, layer.parent, depth + 1 FROM layer JOIN chain ON layer.id = chain.parent
-    ) SELECT id FROM chain ORDER BY depth
+    ) SELECT id FROM chain WHERE depth > 0 ORDER BY depth
+"""
+_UNFINISHED = frozenset({"preparing", "removing"})
+_SELECT = """
+    SELECT l.id, l.key, p.key, l.state, l.created FROM layer l LEFT JOIN layer p ON p.id = l.parent
+    WHERE l.state NOT IN ('preparing', 'removing')
 """
 
 
@@ -82,25 +88,23 @@ class Snapshots:
 
     def stat(self, key: str) -> Layer:
         """Return a layer's record, or raise `NotFound`."""
-        row = self._row(key)
-        if row is None or row[3] in {"preparing", "removing"}:
-            raise NotFound(f"storage {self.driver.name}: no layer {key!r}")
-        return _layer(row)
+        layer = self._layer(key)
+        if layer is None:
+            raise NotFound(self._says(f"no layer {key!r}"))
+        return layer
 
     def exists(self, key: str) -> bool:
         """Say whether the layer is there and whole."""
-        row = self._row(key)
-        return row is not None and row[3] not in {"preparing", "removing"}
+        return self._layer(key) is not None
 
     def walk(self) -> Iterator[Layer]:
         """Yield every whole layer, parents first. The list is taken at once: layers may change meanwhile."""
-        query = _SELECT + " WHERE l.state NOT IN ('preparing', 'removing') ORDER BY l.created, l.id"
-        yield from [_layer(row) for row in self._db().execute(query).fetchall()]
+        yield from [_read(row) for row in self._db().execute(f"{_SELECT} ORDER BY l.created, l.id").fetchall()]
 
     def mounts(self, key: str) -> tuple[Mount, ...]:
         """Say what to mount to see the layer; see `claim` before mounting an active one."""
         layer = self.stat(key)
-        return self.driver.mounts(id=layer.id, parents=self._ancestors(layer.id)[1:], state=layer.state)
+        return self.driver.mounts(id=layer.id, parents=self._parents(layer.id), state=layer.state)
 
     def claim(self, key: str) -> Lock:
         """Take the active layer for oneself, as who mounts it must: no layer is ever mounted writable twice.
@@ -110,20 +114,20 @@ class Snapshots:
         Raises:
             Conflict: another process has it mounted.
         """
-        lock = Lock(os.path.join(self._home, f"claim-{self.stat(key).id}"))
-        if not lock.acquire(wait=False):
-            raise Conflict(f"storage {self.driver.name}: layer {key!r} is in use by another process")
-        return lock
+        return self._claim(self.stat(key).id, key)
 
     def usage(self, key: str) -> Usage:
         """Measure what the layer itself takes on disk."""
         layer = self.stat(key)
-        return self.driver.usage(id=layer.id, parents=self._ancestors(layer.id)[1:])
+        return self.driver.usage(id=layer.id, parents=self._parents(layer.id))
 
     # Life cycle
 
     def prepare(self, key: str, parent: str | None, *, size: int | None = None, idmap: IdMap | None = None) -> Layer:
         """Make the active layer `key` over the committed layer `parent`.
+
+        Args:
+            size: the most bytes it may hold.
 
         Raises:
             Conflict: the key is taken, or the parent is not committed.
@@ -133,32 +137,17 @@ class Snapshots:
         for asked, needs in ((size, StorageCapability.QUOTA), (idmap, StorageCapability.IDMAP)):
             if asked is not None and needs not in self.driver.capabilities:
                 raise self.driver.unsupported(needs)
-        return self._make(
-            key, parent, State.ACTIVE,
-            lambda id, parents: self.driver.prepare(id=id, parents=parents, size=size, idmap=idmap),
-        )  # fmt: skip
+        return self._make(key, parent, State.ACTIVE, partial(self.driver.prepare, size=size, idmap=idmap))
 
     def view(self, key: str, parent: str) -> Layer:
         """Make the read-only layer `key` over the committed layer `parent`; raises like `prepare`."""
-        return self._make(
-            key, parent, State.VIEW, lambda id, parents: self.driver.view(id=id, parents=parents)
-        )  # fmt: skip
+        return self._make(key, parent, State.VIEW, self.driver.view)
 
     def clone(self, key: str, source: str) -> Layer:
         """Make the active layer `key` equal to the active layer `source`, which nobody has mounted."""
-        origin = self.stat(source)
-        if origin.state is not State.ACTIVE:
-            raise Conflict(
-                f"storage {self.driver.name}: layer {source!r} is {origin.state}, only active ones are cloned"
-            )
-        lock = self.claim(source)
-        try:
-            return self._make(
-                key, origin.parent, State.ACTIVE,
-                lambda id, parents: self.driver.clone(id=id, source=origin.id, parents=parents),
-            )  # fmt: skip
-        finally:
-            lock.release()
+        origin = self._active(source, "only active ones are cloned")
+        with self.claim(source):
+            return self._make(key, origin.parent, State.ACTIVE, partial(self.driver.clone, source=origin.id))
 
     def commit(self, key: str, name: str) -> Layer:
         """Make the active layer `key` immutable under the new key `name`; on return it survives a power loss.
@@ -167,21 +156,16 @@ class Snapshots:
             Conflict: `name` is taken, or the layer is not active or in use.
         """
         _check_key(name)
-        layer = self.stat(key)
-        if layer.state is not State.ACTIVE:
-            raise Conflict(
-                f"storage {self.driver.name}: layer {key!r} is {layer.state}, only active layers are committed"
-            )
+        layer = self._active(key, "only active layers are committed")
         if name != key and self._row(name) is not None:
-            raise Conflict(f"storage {self.driver.name}: layer {name!r} exists already")
-        claim = self.claim(key)
-        try:
-            with self._working():
-                self.driver.commit(id=layer.id, parents=self._ancestors(layer.id)[1:])
-                with database.durably(self._db()):
-                    self._write("UPDATE layer SET key = ?, state = 'committed' WHERE id = ?", (name, layer.id))
-        finally:
-            claim.release()
+            raise self._taken(name)
+        with self.claim(key), self._working():
+            self.driver.commit(id=layer.id, parents=self._parents(layer.id))
+            with database.durably(self._db()):
+                try:
+                    self._db().execute("UPDATE layer SET key = ?, state = 'committed' WHERE id = ?", (name, layer.id))
+                except sqlite3.IntegrityError:
+                    raise self._taken(name) from None
         return self.stat(name)
 
     def remove(self, key: str) -> None:
@@ -193,49 +177,42 @@ class Snapshots:
         row = self._row(key)
         if row is None:
             return
-        id = row[0]
-        with self._working():
-            claim = Lock(os.path.join(self._home, f"claim-{id}"))
-            if not claim.acquire(wait=False):
-                raise Conflict(f"storage {self.driver.name}: layer {key!r} is in use: cannot remove it")
+        with self._working(), self._claim(row[0], key):
+            self._strike(row[0], key)
             try:
-                self._strike(id, key)
-                os.unlink(os.path.join(self._home, f"claim-{id}"))
+                os.unlink(self._claim_path(row[0]))
             except FileNotFoundError:
                 pass
-            finally:
-                claim.release()
 
     def _strike(self, id: str, key: str) -> None:
         try:
             with database.transaction(self._db()) as db:
-                children = [r[0] for r in db.execute("SELECT key FROM layer WHERE parent = ? LIMIT 3", (id,))]
+                children = ", ".join(r[0] for r in db.execute("SELECT key FROM layer WHERE parent = ? LIMIT 3", (id,)))
                 if children:
-                    raise Conflict(
-                        f"storage {self.driver.name}: cannot remove layer {key!r}: it is the"
-                        f" parent of {', '.join(children)}"
-                    )
+                    raise Conflict(self._says(f"cannot remove layer {key!r}: it is the parent of {children}"))
                 db.execute("UPDATE layer SET state = 'removing' WHERE id = ?", (id,))
         except sqlite3.OperationalError as error:
             if "full" not in str(error):
                 raise
             # A full disk is what removing is for: without the note, a kill leaves a record without data, which
             # can still be removed.
-        self.driver.remove(id=id)
-        self._write("DELETE FROM layer WHERE id = ?", (id,))
+        self._drop(id)
 
-    def _make(self, key: str, parent: str | None, state: State, act: Callable[[str, tuple[str, ...]], None]) -> Layer:
+    def _drop(self, id: str) -> None:
+        self.driver.remove(id=id)
+        self._db().execute("DELETE FROM layer WHERE id = ?", (id,))
+
+    def _make(self, key: str, parent: str | None, state: State, act: Callable[..., None]) -> Layer:
         _check_key(key)
         id = os.urandom(10).hex()
         with self._working() as lock:
             parents = self._intend(lock, id, key, parent)
             try:
-                act(id, parents)
+                act(id=id, parents=parents)
             except BaseException:
-                self.driver.remove(id=id)
-                self._write("DELETE FROM layer WHERE id = ?", (id,))
+                self._drop(id)
                 raise
-            self._write("UPDATE layer SET state = ? WHERE id = ?", (state.value, id))
+            self._db().execute("UPDATE layer SET state = ? WHERE id = ?", (state.value, id))
         return self.stat(key)
 
     def _intend(self, lock: Lock, id: str, key: str, parent: str | None) -> tuple[str, ...]:
@@ -245,31 +222,27 @@ class Snapshots:
                 taken = self._row(key)
                 if taken is None:
                     parents = self._committed_chain(parent)
-                    db.execute(
-                        "INSERT INTO layer VALUES (?, ?, ?, 'preparing', ?)",
-                        (id, key, parents[0] if parents else None, time.time_ns()),
-                    )
+                    row = (id, key, parents[0] if parents else None, time.time_ns())
+                    db.execute("INSERT INTO layer VALUES (?, ?, ?, 'preparing', ?)", row)
                     return parents
             # The name may be held by what a killed process left: clear it away once, if nobody is at work.
-            if attempt or taken[3] not in {"preparing", "removing"} or not self._clear(lock, taken[0]):
+            if attempt or self._layer(key) or not self._clear(lock, taken[0]):
                 break
-        raise Conflict(f"storage {self.driver.name}: layer {key!r} exists already")
+        raise self._taken(key)
 
     def _committed_chain(self, parent: str | None) -> tuple[str, ...]:
         if parent is None:
             return ()
-        row = self._row(parent)
-        if row is None or row[3] in {"preparing", "removing"}:
-            raise NotFound(f"storage {self.driver.name}: no layer {parent!r} to be a parent")
-        if row[3] != "committed":
-            raise Conflict(
-                f"storage {self.driver.name}: layer {parent!r} is {row[3]}: only committed layers are parents"
-            )
-        chain = self._ancestors(row[0])
+        layer = self._layer(parent)
+        if layer is None:
+            raise NotFound(self._says(f"no layer {parent!r} to be a parent"))
+        if layer.state is not State.COMMITTED:
+            raise Conflict(self._says(f"layer {parent!r} is {layer.state}: only committed layers are parents"))
+        chain = (layer.id, *self._parents(layer.id))
         if len(chain) > self.driver.max_depth:
+            text = f"a layer over {len(chain)} others is deeper than this driver can on this host"
             raise NotSupported(
-                f"storage {self.driver.name}: a layer over {len(chain)} others is deeper than this driver can"
-                f" on this host ({self.driver.max_depth}); flatten the image (export and import it)"
+                self._says(f"{text} ({self.driver.max_depth}); flatten the image (export and import it)")
             )
         return chain
 
@@ -279,70 +252,49 @@ class Snapshots:
         """List what the layer changed against its parent, by the driver where it can, else by comparing trees."""
         layer = self.stat(key)
         if StorageCapability.DIFF in self.driver.capabilities:
-            return list(self.driver.changes(id=layer.id, parents=self._ancestors(layer.id)[1:]))
+            return list(self.driver.changes(id=layer.id, parents=self._parents(layer.id)))
+        from transom.services.differ import compare
 
-        def compare(upper: str, lower: str | None) -> list[Change]:
-            from transom.services.differ import compare
-
-            return list(compare(lower=lower, upper=upper))
-
-        return self._mounted(layer, compare)
+        return self._mounted(layer, lambda upper, lower: list(compare(lower=lower, upper=upper)))
 
     def diff(self, key: str, out: IO[bytes]) -> int:
         """Write the layer's changes as a layer tar (OCI image-spec, layer.md); return the bytes written."""
+        from transom.services.archive import write
+
         changes = self.changes(key)
-
-        def write(upper: str, _lower: str | None) -> int:
-            from transom.services.archive import write
-
-            return write(changes=changes, root=upper, out=out)
-
-        return self._mounted(self.stat(key), write)
+        return self._mounted(self.stat(key), lambda upper, _lower: write(changes=changes, root=upper, out=out))
 
     def apply(self, key: str, stream: IO[bytes]) -> int:
-        """Unpack a layer tar into the active layer; return the sum of the sizes of its regular files.
+        """Unpack a layer tar into the active layer; return the sum of the sizes of its regular files, in bytes.
 
         Raises:
             ConfigError: the tar is damaged or would escape; the layer then holds part of it and should be removed.
         """
-        layer = self.stat(key)
-        if layer.state is not State.ACTIVE:
-            raise Conflict(
-                f"storage {self.driver.name}: layer {key!r} is {layer.state}: nothing can be unpacked into it"
-            )
-        claim = self.claim(key)
-        try:
+        layer = self._active(key, "nothing can be unpacked into it")
+        with self.claim(key):
             if StorageCapability.APPLY in self.driver.capabilities:
-                return self.driver.apply(id=layer.id, parents=self._ancestors(layer.id)[1:], stream=stream)
+                return self.driver.apply(id=layer.id, parents=self._parents(layer.id), stream=stream)
+            from transom.services.archive import extract
 
-            def extract(upper: str, _lower: str | None) -> int:
-                from transom.services.archive import extract
-
-                return extract(stream=stream, root=upper)
-
-            return self._mounted(layer, extract)
-        finally:
-            claim.release()
+            return self._mounted(layer, lambda upper, _lower: extract(stream=stream, root=upper))
 
     def _mounted(self, layer: Layer, function: Callable[[str, str | None], T]) -> T:
         """Call `function` with the layer's tree and its parent's, mounted where nobody else sees them."""
         from transom.services.mounts import mount_all, privately, unmount
 
-        chain = self._ancestors(layer.id)
-        upper = self.driver.mounts(id=layer.id, parents=chain[1:], state=layer.state)
-        lower = (
-            self.driver.mounts(id=chain[1], parents=chain[2:], state=State.COMMITTED) if len(chain) > 1 else ()
-        )  # fmt: skip
+        parents = self._parents(layer.id)
+        sets = [self.driver.mounts(id=layer.id, parents=parents, state=layer.state)]
+        if parents:
+            sets.append(self.driver.mounts(id=parents[0], parents=parents[1:], state=State.COMMITTED))
         places = [os.path.join(self._home, name) for name in ("upper", "lower")]
         for place in places:
             os.makedirs(place, exist_ok=True)
 
         def run() -> T:
             try:
-                mount_all(upper, places[0])
-                if lower:
-                    mount_all(lower, places[1])
-                return function(places[0], places[1] if lower else None)
+                for mounts, place in zip(sets, places, strict=False):
+                    mount_all(mounts, place)
+                return function(places[0], places[1] if parents else None)
             finally:  # the namespace would go too, but a moment after the thread
                 for place in places:
                     unmount(place)
@@ -361,15 +313,14 @@ class Snapshots:
         self._db()
         with Lock(self._lock_path):
             said = list(self.driver.recover())
-            rows = self._db().execute("SELECT id, key FROM layer WHERE state IN ('preparing', 'removing')").fetchall()
-            for id, key in rows:
-                self.driver.remove(id=id)
-                self._write("DELETE FROM layer WHERE id = ?", (id,))
-                said.append(f"storage {self.driver.name}: removed the unfinished layer {key}")
-            known = {row[0] for row in self._db().execute("SELECT id FROM layer")}
+            for id, key, state in self._records():
+                if state in _UNFINISHED:
+                    self._drop(id)
+                    said.append(self._says(f"removed the unfinished layer {key}"))
+            known = {id for id, _, _ in self._records()}
             for id in sorted(self.driver.owned() - known):
                 self.driver.remove(id=id)
-                said.append(f"storage {self.driver.name}: removed {id}, which has no record")
+                said.append(self._says(f"removed {id}, which has no record"))
             for name in os.listdir(self._home):
                 if name.startswith("claim-") and name[6:] not in known:
                     os.unlink(os.path.join(self._home, name))
@@ -377,19 +328,14 @@ class Snapshots:
 
     def check(self) -> list[str]:
         """Describe, a line each, where records and disk differ; changes nothing."""
-        rows = self._db().execute("SELECT id, key, state FROM layer").fetchall()
-        owned = self.driver.owned()
-        unfinished = [
-            f"layer {key} is unfinished ({state})" for _, key, state in rows if state in {"preparing", "removing"}
-        ]
-        # A view needs nothing on disk with drivers that show a parent by itself.
-        lost = [
-            f"layer {key} has a record but no data"
-            for id, key, state in rows
-            if id not in owned and state in {"active", "committed"}
-        ]
-        orphans = [f"{id} is on disk without a record" for id in sorted(owned - {row[0] for row in rows})]
-        return [f"storage {self.driver.name}: {line}" for line in unfinished + lost + orphans]
+        records, owned, said = self._records(), self.driver.owned(), []
+        for id, key, state in records:
+            if state in _UNFINISHED:
+                said.append(f"layer {key} is unfinished ({state})")
+            elif id not in owned and state != State.VIEW:  # a view may need nothing on disk
+                said.append(f"layer {key} has a record but no data")
+        orphans = sorted(owned - {id for id, _, _ in records})
+        return [self._says(line) for line in [*said, *(f"{id} is on disk without a record" for id in orphans)]]
 
     def close(self) -> None:
         """Close the database. Twice is harmless."""
@@ -404,12 +350,34 @@ class Snapshots:
         try:
             if not alone.acquire(wait=False):
                 return False
-            self.driver.remove(id=id)
-            self._write("DELETE FROM layer WHERE id = ?", (id,))
+            self._drop(id)
             return True
         finally:
             alone.release()
             shared.acquire()
+
+    # Claims and words
+
+    def _claim_path(self, id: str) -> str:
+        return os.path.join(self._home, f"claim-{id}")
+
+    def _claim(self, id: str, key: str) -> Lock:
+        lock = Lock(self._claim_path(id))
+        if not lock.acquire(wait=False):
+            raise Conflict(self._says(f"layer {key!r} is in use by another process"))
+        return lock
+
+    def _active(self, key: str, else_: str) -> Layer:
+        layer = self.stat(key)
+        if layer.state is not State.ACTIVE:
+            raise Conflict(self._says(f"layer {key!r} is {layer.state}: {else_}"))
+        return layer
+
+    def _says(self, text: str) -> str:
+        return f"storage {self.driver.name}: {text}"
+
+    def _taken(self, key: str) -> Conflict:
+        return Conflict(self._says(f"layer {key!r} exists already"))
 
     # The database
 
@@ -420,21 +388,22 @@ class Snapshots:
             self._connection.execute("PRAGMA foreign_keys = ON")
         return self._connection
 
-    def _row(self, key: str) -> tuple[str, str, str | None, str, int] | None:
-        row: tuple[str, str, str | None, str, int] | None = (
-            self._db().execute(_SELECT + " WHERE l.key = ?", (key,)).fetchone()
-        )
+    def _layer(self, key: str) -> Layer | None:
+        row = self._db().execute(f"{_SELECT} AND l.key = ?", (key,)).fetchone()
+        return _read(row) if row else None
+
+    def _row(self, key: str) -> tuple[str] | None:
+        """Return the id under that key, unfinished layers included."""
+        row: tuple[str] | None = self._db().execute("SELECT id FROM layer WHERE key = ?", (key,)).fetchone()
         return row
 
-    def _ancestors(self, id: str) -> tuple[str, ...]:
-        """Return the layer's own id and those of its ancestors, nearest first."""
-        return tuple(row[0] for row in self._db().execute(_ANCESTORS, (id,)))
+    def _records(self) -> list[tuple[str, str, str]]:
+        """List id, key and state of all layers, unfinished ones included."""
+        return self._db().execute("SELECT id, key, state FROM layer").fetchall()
 
-    def _write(self, statement: str, values: tuple[str, ...]) -> None:
-        try:
-            self._db().execute(statement, values)
-        except sqlite3.IntegrityError:
-            raise Conflict(f"storage {self.driver.name}: layer {values[0]!r} exists already") from None
+    def _parents(self, id: str) -> tuple[str, ...]:
+        """Return the ids of the layer's ancestors, nearest first."""
+        return tuple(row[0] for row in self._db().execute(_ANCESTORS, (id,)))
 
     @contextmanager
     def _working(self) -> Iterator[Lock]:
@@ -446,23 +415,16 @@ class Snapshots:
         except TransomError:
             raise
         except sqlite3.OperationalError as error:
-            raise DriverError(
-                "recording", driver=f"storage {self.driver.name}", subject=self._path, cause=error,
-                hint="free space on that file system; removing still works",
-            ) from error  # fmt: skip
+            who, hint = f"storage {self.driver.name}", "free space on that file system; removing still works"
+            raise DriverError("recording", driver=who, subject=self._path, cause=error, hint=hint) from error
         except OSError as error:
+            subject = str(error.filename or self.driver.root)
             raise DriverError(
-                "operation",
-                driver=f"storage {self.driver.name}",
-                subject=str(error.filename or self.driver.root),
-                cause=error,
+                "operation", driver=f"storage {self.driver.name}", subject=subject, cause=error
             ) from error
 
 
-_SELECT = "SELECT l.id, l.key, p.key, l.state, l.created FROM layer l LEFT JOIN layer p ON p.id = l.parent"
-
-
-def _layer(row: tuple[str, str, str | None, str, int]) -> Layer:
+def _read(row: tuple[str, str, str | None, str, int]) -> Layer:
     return Layer(id=row[0], key=row[1], parent=row[2], state=State(row[3]), created=row[4])
 
 
