@@ -1,9 +1,11 @@
 """The embedded resolver, asked from inside real containers and by raw packets inside their network namespaces."""
 
+import gc
 import os
 import random
 import socket
 import struct
+import subprocess
 import threading
 import time
 
@@ -12,9 +14,10 @@ from dnslib import AAAA, EDNS0, QTYPE, RCODE, RR, TXT, A, DNSRecord
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transom.services.netns import inside
+from transom.errors import DriverError
+from transom.services.netns import create, inside, loopback_up
 from transom_engine.bundle import resolv_conf
-from transom_engine.resolver import Question
+from transom_engine.resolver import Question, Resolver
 
 RESOLVER = ("127.0.0.11", 53)
 
@@ -467,6 +470,110 @@ def test_another_servers_long_answer_of_any_type_is_cut():
     cut = DNSRecord.parse(question.fitted(bytes(record.pack())))
     assert cut.header.tc
     assert len(cut.pack()) <= 512
+
+
+# The resolver by itself, in a namespace of the test's
+
+
+@pytest.fixture
+def place():
+    """A network namespace with its loopback up, and nothing else."""
+    fd = create()
+    inside(fd, loopback_up)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def alone(transom, mesh, place):
+    """A resolver that answers in `place` for the container "web" on mesh, and the engine it asks."""
+    id = transom.detached("--name", "web", "--network-alias", "www", "--dns", "10.254.7.1", network=mesh)
+    engine = transom.engine()
+    resolver = Resolver(engine, id, place)
+    resolver.start()
+    yield engine
+    resolver.close()
+    engine.close()
+
+
+def test_names_of_other_hosts_come_from_the_networks_driver_beside_our_own(alone, transom, place, monkeypatch):
+    known = {"www": ("10.99.0.1",), "far": ("10.99.0.2", "fd99::2")}
+    asked = []
+
+    def lookup(record, name):
+        asked.append((record.name, name))
+        return known.get(name, ())
+
+    monkeypatch.setattr(alone.networks, "looks_up", lambda record: True)
+    monkeypatch.setattr(alone.networks, "lookup", lookup)
+
+    def found(name, type="A"):
+        question = DNSRecord.question(name, type)
+        return values(DNSRecord.parse(inside(place, exchange, bytes(question.pack()))))
+
+    assert found("far") == ["10.99.0.2"]
+    assert found("far", "AAAA") == ["fd99::2"]
+    assert found("far.mesh") == ["10.99.0.2"]
+    assert {*found("www")} == {address(transom, "web"), "10.99.0.1"}
+    assert ("mesh", "far") in asked
+
+
+def test_a_driver_that_fails_to_look_up_hides_no_local_name(alone, transom, place, monkeypatch, capfd):
+    def lookup(record, name):
+        raise DriverError("lookup", driver="network far", cause="no answer")
+
+    monkeypatch.setattr(alone.networks, "looks_up", lambda record: True)
+    monkeypatch.setattr(alone.networks, "lookup", lookup)
+    for _ in range(3):
+        answer = inside(place, exchange, bytes(DNSRecord.question("www").pack()))
+        assert values(DNSRecord.parse(answer)) == [address(transom, "web")]
+    assert capfd.readouterr().err == "resolver: DriverError: network far: lookup failed: no answer\n"
+
+
+def test_without_nftables_the_resolver_takes_port_53_itself(place, monkeypatch):
+    monkeypatch.setattr("transom_engine.resolver._redirect", lambda *_: False)
+    resolver = Resolver(None, "0" * 64, place)
+    with pytest.raises(DriverError) as error:
+        Resolver(None, "0" * 64, place)
+    assert str(error.value) == "resolver: listening 127.0.0.11:53 failed: Address already in use"
+    resolver.close()
+    Resolver(None, "0" * 64, place).close()
+
+
+def test_close_ends_questions_and_connections_under_way_and_leaves_no_descriptor(transom, mesh, place):
+    id = transom.detached("--name", "web", "--dns", "127.0.0.9", network=mesh)
+    silent = inside(place, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    silent.bind(("127.0.0.9", 53))
+    engine = transom.engine()
+    left = []
+    for _ in range(3):
+        resolver = Resolver(engine, id, place)
+        resolver.start()
+        idle = inside(place, socket.create_connection, RESOLVER)
+        waiting = inside(place, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+        waiting.settimeout(5)
+        waiting.connect(RESOLVER)
+        with idle, waiting:
+            waiting.send(bytes(DNSRecord.question("www.example.org").pack()))
+            waiting.send(bytes(DNSRecord.question("web").pack()))
+            assert values(DNSRecord.parse(waiting.recv(512))) == [address(transom, "web")]
+            assert silent.recv(512)
+            began = time.monotonic()
+            resolver.close()
+            assert time.monotonic() - began < 0.9
+        del resolver
+        inside(place, flush)
+        gc.collect()
+        left.append(sorted(os.listdir("/proc/self/fd")))
+    # The first leaves what the engine holds from then on.
+    assert left[1] == left[2]
+    silent.close()
+    engine.close()
+
+
+def flush():
+    """Remove the translation to a resolver that is gone; in a container the namespace goes with it."""
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
 
 
 # resolv.conf

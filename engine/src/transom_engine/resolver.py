@@ -447,7 +447,8 @@ class Names:
         mine = [records[name] for name in own.network_settings.networks if name in records] if own else []
         self._networks = [record for record in mine if self._engine.networks.has_names(record)]
         self.forwards = any(not record.internal for record in mine)
-        self.servers = list((own.host_config.dns if own else []) or self._engine.config.dns)
+        given = (own.host_config.dns if own else []) or self._engine.config.dns
+        self.servers = [server for server in given if server != RESOLVER]  # asking itself has no end
         self.own_servers = bool(self.servers)
         self._found, self._pointers = {}, {}
         for container in containers:
