@@ -309,9 +309,10 @@ def measure(place, name, options):
             print(f"  {side.title:10}{each:8.0f}{daemons:10}")
         transom.group.enter()
         print("\nWhere the milliseconds of `transom run --rm --network none` go (medians, traced)")
+        print(f"{'':50}{'ms':>9}{'CPU':>8}")
         traces = [traced(transom, ["run", "--rm", "--network", "none", IMAGE, "true"]) for _ in range(options.pairs)]
-        for phase, milliseconds in phases(traces):
-            print(f"  {phase:48}{milliseconds:7.1f}")
+        for phase, wall, cpu in phases(traces):
+            print(f"  {phase:48}{wall:9.1f}{cpu:8.1f}")
         return figures
     finally:
         if engine:

@@ -44,7 +44,10 @@ SPANS = {
 }  # fmt: skip
 """By module: the function, and what its time is called; time inside a span that has a name of its own is not its."""
 
+BEFORE, REST, WAITING = "interpreter starts", "fork, exit, everything else", "(wait"
+
 _spans = []
+"""Begin, end, name, role, CPU time spent, the process's CPU time at the end."""
 _role = "command"
 
 
@@ -64,40 +67,54 @@ def traced(side, words):
 
 
 def phases(traces):
-    """Return each phase and the median of its own milliseconds, in the order in which they begin."""
+    """Return each phase with the medians of its own milliseconds, of time and of CPU, in the order of beginning."""
     firsts, totals = {}, {}
     for start, end, spans in traces:
         own = {}
         for role in ("command", "supervisor"):
             _own_times(sorted(s for s in spans if s[3] == role), own)
-        begin = min(s[0] for s in spans)
-        own["interpreter starts"] = begin - start
-        firsts.setdefault("interpreter starts", -1.0)
-        inside = sum(t for name, t in own.items() if not name.split(": ", 1)[1:] or "(" not in name)
-        own["fork, exit, everything else"] = (end - start) - inside
-        firsts.setdefault("fork, exit, everything else", 1e9)
+        first = min(spans)
+        own[BEFORE] = (first[0] - start, first[5] - first[4])
+        own[REST] = (end - start - sum(spent for name, (spent, _) in own.items() if WAITING not in name), 0.0)
+        own["in all"] = (end - start, sum(cpu for _, cpu in own.values()))
         for span in spans:
-            name = f"{span[3]}: {span[2]}"
-            firsts.setdefault(name, span[0] - start)
+            firsts.setdefault(f"{span[3]}: {span[2]}", span[0] - start)
         for name, spent in own.items():
-            totals.setdefault(name, []).append(spent * 1000)
-        totals.setdefault("in all", []).append((end - start) * 1000)
-        firsts["in all"] = 2e9
-    medians = {name: statistics.median(spent) for name, spent in totals.items()}
-    return [(name, medians[name]) for name in sorted(medians, key=lambda name: firsts[name])]
+            totals.setdefault(name, []).append(spent)
+    order = [BEFORE, *sorted(firsts, key=firsts.get), REST, "in all"]
+    return [(name, *(statistics.median(s[i] for s in totals[name]) * 1000 for i in (0, 1))) for name in order]
 
 
 def _own_times(spans, own):
-    """Add to `own` each span's time without that of the spans inside it."""
+    """Add to `own` each span's time and CPU time without those of the spans inside it."""
     open_ = []
-    for begin, end, name, role in spans:
+
+    def add(label, time, cpu):
+        before = own.get(label, (0.0, 0.0))
+        own[label] = (before[0] + time, before[1] + cpu)
+
+    for begin, end, name, role, cpu, _ in spans:
         while open_ and open_[-1][0] <= begin:
             open_.pop()
         if open_:
-            own[open_[-1][1]] -= end - begin
+            add(open_[-1][1], begin - end, -cpu)
         label = f"{role}: {name}"
-        own[label] = own.get(label, 0.0) + end - begin
+        add(label, end - begin, cpu)
         open_.append((end, label))
+
+
+class Span:
+    """Notes a span when it is left."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        self.begin, self.cpu = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_):
+        now = time.process_time()
+        _spans.append((self.begin, time.perf_counter(), self.name, _role, now - self.cpu, now))
 
 
 def _wrap(owner, attribute, name):
@@ -107,11 +124,8 @@ def _wrap(owner, attribute, name):
         return
 
     def timed(*args, **kwargs):
-        begin = time.perf_counter()
-        try:
+        with Span(name):
             return function(*args, **kwargs)
-        finally:
-            _spans.append((begin, time.perf_counter(), name, _role))
 
     setattr(owner, attribute, staticmethod(timed) if isinstance(owner.__dict__.get(attribute), staticmethod) else timed)
 
@@ -134,13 +148,14 @@ class _Imports:
 
         def timed(module):
             self.depth += 1
-            begin = time.perf_counter()
             try:
-                execute(module)
+                if self.depth > 1:
+                    execute(module)
+                else:
+                    with Span("imports"):
+                        execute(module)
             finally:
                 self.depth -= 1
-                if self.depth == 0:
-                    _spans.append((begin, time.perf_counter(), "imports", _role))
             for path, label in SPANS.get(name, {}).items():
                 owner, _, attribute = path.rpartition(".")
                 _wrap(getattr(module, owner) if owner else module, attribute, label)
@@ -172,10 +187,9 @@ def _run(file, words):
         leave(code)
 
     os._exit = written
-    begin = time.perf_counter()
-    sys.meta_path.insert(0, _Imports())
+    with Span("imports"):
+        sys.meta_path.insert(0, _Imports())
     sys.argv = ["transom", *words]
-    _spans.append((begin, time.perf_counter(), "imports", _role))
     from transom_engine.cli import entry
 
     entry()
