@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import subprocess
+import time
 from importlib import import_module
 from xml.etree import ElementTree
 
@@ -268,9 +269,28 @@ def test_an_interrupted_run_ends_at_once_and_leaves_nothing(small):
     words = small.command("network", "hangs", "-k", "recovery or removal")
     with subprocess.Popen(words, env=small.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         assert running.stdout.readline().startswith(b"passed ")
+        time.sleep(1)  # now the next case hangs
         running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 130
+        assert running.communicate(timeout=20) == (b"", b"\n")
+    assert running.returncode == 130
     assert os.listdir(small.temporary) == []
+
+
+def test_what_a_killed_run_left_is_taken_away_by_the_next_and_a_run_in_progress_is_not(small):
+    words = small.command("network", "hangs", "-k", "recovery or removal")
+    running = [subprocess.Popen(words, env=small.environment, stdout=subprocess.PIPE) for _ in range(2)]
+    for process in running:
+        assert process.stdout.readline().startswith(b"passed ")
+    running[0].kill()
+    running[0].wait()
+    assert len(os.listdir(small.temporary)) == 2
+    small.prove("network", "whole", "-k", "recovery")
+    assert len(os.listdir(small.temporary)) == 1
+    running[1].send_signal(signal.SIGINT)
+    assert running[1].wait(20) == 130
+    assert os.listdir(small.temporary) == []
+    for process in running:
+        process.stdout.close()
 
 
 def test_the_engine_finds_the_command_by_its_entry_point():

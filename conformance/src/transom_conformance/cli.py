@@ -167,27 +167,31 @@ def watcher(console: Console, title: str) -> Watcher:
             reason = f": {case.reason}" if case.reason else ""
             click.echo(f"{case.outcome:<11} {case.seconds:7.2f} s  {case.name}{reason}")
 
+    if not console.is_terminal:
+        return Lines()
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    # No thread of its own: the suite counts threads, and forks.
+    progress = Progress(
+        TextColumn(title), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"),
+        console=console, transient=True, auto_refresh=False,
+    )  # fmt: skip
+    task = progress.add_task("")
+
     class Moving(Watcher):
         def begin(self, total: int) -> None:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            # No thread of its own: the suite counts threads, and forks.
-            self._progress = Progress(
-                TextColumn(title), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.description}"),
-                console=console, transient=True, auto_refresh=False,
-            )  # fmt: skip
-            self._task = self._progress.add_task("", total=total)
-            self._progress.start()
+            progress.update(task, total=total)
+            progress.start()
 
         def start(self, name: str) -> None:
-            self._progress.update(self._task, description=name.replace("[", r"\["), refresh=True)
+            progress.update(task, description=name.replace("[", r"\["), refresh=True)
 
         def finish(self, case: Case) -> None:
             if case.outcome == "failed":
-                self._progress.console.print(f"failed: {case.name}: {case.reason}", style="red", markup=False)
-            self._progress.advance(self._task)
-            self._progress.refresh()
-            if self._progress.finished:
-                self._progress.stop()
+                progress.console.print(f"failed: {case.name}: {case.reason}", style="red", markup=False)
+            progress.advance(task)
 
-    return Moving() if console.is_terminal else Lines()
+        def end(self) -> None:
+            progress.stop()  # the cursor shows again
+
+    return Moving()

@@ -33,6 +33,8 @@ from transom.errors import ConfigError, ContractError, NotFound
 from transom_conformance.plugin import NOT_CLAIMED
 from transom_conformance.report import Case, Outcome, Report, count
 
+_PREFIX = "transom-conformance-"
+
 TIMEOUT = 600.0
 """Seconds after which a case has hung: more than any needs on a slow and busy host."""
 
@@ -52,6 +54,9 @@ class Watcher:
 
     def finish(self, case: Case) -> None:
         """A case is over."""
+
+    def end(self) -> None:
+        """The run is over, complete or not; it may never have begun."""
 
 
 def run(
@@ -78,8 +83,12 @@ def run(
     """
     subject = _Subject(kind, driver, options or {})
     started, begin = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
-    recorder = _Recorder(kind, watcher or Watcher(), timeout)
-    _pytest(subject, recorder, select)
+    watcher = watcher or Watcher()
+    recorder = _Recorder(kind, watcher, timeout)
+    try:
+        _pytest(subject, recorder, select)
+    finally:
+        watcher.end()
     found: dict[str, Any] = {**subject.facts(), **count(recorder.cases)}
     return Report(
         kind=kind,
@@ -173,6 +182,7 @@ class _Recorder:
         self.cases: list[Case] = []
         self.items: dict[str, pytest.Item] = {}
         self.broken = ""
+        self.interrupted = False
         self._kind, self._watcher, self._timeout = kind, watcher, timeout
         self._phases: list[pytest.TestReport] = []
 
@@ -184,6 +194,9 @@ class _Recorder:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
             self.broken = report.longreprtext
+
+    def pytest_keyboard_interrupt(self) -> None:
+        self.interrupted = True
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.items = {item.nodeid: item for item in session.items}
@@ -332,19 +345,22 @@ def _pytest(subject: _Subject, recorder: _Recorder, select: str, *more: str) -> 
         )
         module = work / f"{work.name.replace('-', '_')}.py"  # a name that no earlier run in this process had
         module.write_text(subject.module())
-        code = pytest.main(
-            [
-                *("-c", str(work / "pytest.ini"), "--rootdir", str(work), f"--basetemp={work / 't'}"),
-                *("-p", "transom_conformance.plugin", "-p", "no:cacheprovider"),
-                *("--import-mode=importlib", "--strict-markers", "--tb=short", "--color=no"),
-                *(["-k", select] if select else []),
-                *more,
-                str(module),
-            ],
-            plugins=[recorder],
-        )
-        sys.modules.pop(module.stem, None)
-    if code == pytest.ExitCode.INTERRUPTED and not recorder.broken:
+        arguments = [
+            *("-c", str(work / "pytest.ini"), "--rootdir", str(work), f"--basetemp={work / 't'}"),
+            *("-p", "transom_conformance.plugin", "-p", "no:cacheprovider"),
+            *("--import-mode=importlib", "--strict-markers", "--tb=short", "--color=no"),
+            *(["-k", select] if select else []),
+            *more,
+            str(module),
+        ]
+        try:
+            code = pytest.main(arguments, plugins=[recorder])
+        except Exception:  # what an interrupted case leaves open fails outside of any case
+            if not recorder.interrupted:
+                raise
+        finally:
+            sys.modules.pop(module.stem, None)
+    if recorder.interrupted:
         raise KeyboardInterrupt
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
         raise NothingSelected(
@@ -363,21 +379,58 @@ def _pytest(subject: _Subject, recorder: _Recorder, select: str, *more: str) -> 
 
 @contextmanager
 def _workplace() -> Iterator[Path]:
-    """Make a directory for a run, and take away afterwards what cases have left in it, mounts first."""
+    """Make a directory for a run, and take away what it holds afterwards; what killed runs left goes first.
+
+    A run holds a lock on its directory: one that is not locked belongs to nobody.
+    """
     import tempfile
 
-    from transom.services.mounts import unmount
-    from transom.services.trees import remove_tree
-
-    work = Path(tempfile.mkdtemp(prefix="transom-conformance-"))
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if (fd := _hold(left)) is not None:
+            try:
+                _clear(left)
+            finally:
+                os.close(fd)
+    fd = None
+    while fd is None:  # another run may take it for a leftover before it is locked
+        work = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        fd = _hold(work)
     try:
         yield work
     finally:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        for place in reversed([line.split()[4] for line in lines]):
-            if place.startswith(f"{work}/"):
-                unmount(place.encode().decode("unicode_escape"))
-        remove_tree(work)
+        _clear(work)
+        os.close(fd)
+
+
+def _hold(place: Path) -> int | None:
+    """Lock a directory of ours by a descriptor; None where it is another's, in use, or gone."""
+    import fcntl
+
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.fstat(fd)
+        if mine.st_uid == os.geteuid() and os.path.samestat(mine, os.stat(place)):
+            return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return None
+
+
+def _clear(place: Path) -> None:
+    """Remove a directory with all in it, mounts first, and never what is mounted."""
+    from transom.services.mounts import unmount
+    from transom.services.trees import remove_tree
+
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    for mounted in reversed([line.split()[4] for line in lines]):
+        if mounted.startswith(f"{place}/"):
+            unmount(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), mounted))
+    remove_tree(place)
 
 
 @contextmanager
