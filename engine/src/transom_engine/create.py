@@ -41,6 +41,8 @@ def prepare(
             "--rm and --restart contradict each other: a container that is removed when it ends cannot restart"
         )
     host.network_mode = "bridge" if host.network_mode in {"", "default"} else host.network_mode
+    host.shm_size = host.shm_size or engine.config.default_shm_size
+    host.cgroupns_mode = host.cgroupns_mode or engine.config.default_cgroupns_mode
     _check_words(engine, merged, host)
     limits_driver = engine.default_driver("limits")
     container = Container(

@@ -280,8 +280,7 @@ def _read(
         oom_score_adj=given["oom_score_adj"],
         **limits(given),
     )
-    if given["shm_size"]:
-        host.shm_size = flags.size(given["shm_size"], flag="--shm-size")
+    host.shm_size = flags.size(given["shm_size"], flag="--shm-size") if given["shm_size"] else 0  # 0: the config's
     return config, host, _places(given, host.network_mode)
 
 
