@@ -449,6 +449,6 @@ def test_a_damaged_database_is_said(tmp_path, content):
     with pytest.raises(DriverError) as raised:
         ImageStore(root, content).resolve("app")
     assert str(raised.value) == (
-        f"image records: use {root}/images.db failed: file is not a database; look at {root}/images.db"
+        f"database: opening {root}/images.db failed: file is not a database; restore it from a backup, or move it away"
     )
     assert isinstance(raised.value.__cause__, sqlite3.Error)
