@@ -189,12 +189,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         """
         if kind == "auth":
             return (self.auth_drivers or ORDER["auth"]) + self.authorization_plugins
-        chosen = {
-            "storage": self.storage_driver,
-            "network": self.network_driver,
-            "logging": self.log_driver,
-            "limits": self.limits_driver,
-        }[kind]
+        chosen: str = self.log_driver if kind == "logging" else getattr(self, f"{kind}_driver")
         return (chosen,) if chosen else ORDER[kind]
 
     def options(self, kind: str, name: str) -> tuple[dict[str, str], str]:
@@ -205,7 +200,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         """
         key, found = "transom.driver-opts", dict(self.driver_opts.get(kind, {}).get(name, {}))
         if kind == "storage" and self.storage_opts and self.storage_driver in ("", name):
-            key, found = "storage-opts", found | dict(_pair(text) for text in self.storage_opts)
+            key, found = "storage-opts", found | dict(text.split("=", 1) for text in self.storage_opts)
         elif kind == "logging" and self.log_opts and name in self.drivers("logging"):
             key, found = "log-opts", found | self.log_opts
         elif kind == "network" and name in self.default_network_opts:
@@ -213,54 +208,39 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
         return found, f"{self.origin.get(key, 'default')}: {key}"
 
 
-_CGROUPS = "a limits driver owns its control groups"
-_SWARM = "there is no swarm mode"
-_CONTAINERD = "there is no containerd underneath"
-_ELSEWHERE = "the service manager's business"
-IGNORED: dict[str, str] = {
-    "allow-direct-routing": "published ports are the only way in",
-    "allow-nondistributable-artifacts": "registries no longer know such layers",
-    "api-cors-header": "dockerd itself no longer has it",
-    "apparmor-profile": "no AppArmor profile is loaded",
-    "bridge-accept-fwmark": "the network driver keeps to rules of its own",
-    "builder": "images are not built here",
-    "cdi-spec-dirs": "devices are given one by one",
-    "cgroup-parent": _CGROUPS,
-    "cluster-advertise": _SWARM,
-    "cluster-store": _SWARM,
-    "cluster-store-opts": _SWARM,
-    "containerd": _CONTAINERD,
-    "containerd-namespace": _CONTAINERD,
-    "containerd-plugin-namespace": _CONTAINERD,
-    "containerd-plugins-namespace": _CONTAINERD,
-    "cpu-rt-period": _CGROUPS,
-    "cpu-rt-runtime": _CGROUPS,
-    "cri-containerd": _CONTAINERD,
-    "default-init": "init-path names the program",
-    "deprecated-key-path": "dockerd itself no longer has it",
-    "exec-opts": _CGROUPS,
-    "experimental": "nothing is hidden behind it",
-    "features": "nothing is hidden behind it",
-    "firewall-backend": "the network driver uses what the kernel offers",
-    "ip-forward-no-drop": "the network driver never changes the policy of a chain that it did not make",
-    "live-restore": "containers never depend on a daemon: they outlive it always",
-    "log-format": "the engine writes plain text",
-    "max-concurrent-uploads": "images are not pushed",
-    "metrics-addr": "nothing serves metrics",
-    "network-control-plane-mtu": _SWARM,
-    "network-diagnostic-port": _SWARM,
-    "node-generic-resources": _SWARM,
-    "oom-score-adjust": _ELSEWHERE,
-    "raw-logs": "the engine writes plain text",
-    "resolv-conf": "the host's /etc/resolv.conf is read",
-    "rootless": "root runs containers",
-    "selinux-enabled": "no SELinux label is set",
-    "swarm-default-advertise-addr": _SWARM,
-    "swarm-raft-election-tick": _SWARM,
-    "swarm-raft-heartbeat-tick": _SWARM,
-    "transom.log-drivers": "reserved",
-    "userns-remap": "containers share the host's user ids",
+_IGNORED = {
+    "a limits driver owns its control groups": "cgroup-parent cpu-rt-period cpu-rt-runtime exec-opts",
+    "containers never depend on a daemon: they outlive it always": "live-restore",
+    "containers share the host's user ids": "userns-remap",
+    "devices are given one by one": "cdi-spec-dirs",
+    "dockerd itself no longer has it": "api-cors-header deprecated-key-path",
+    "images are not built here": "builder",
+    "images are not pushed": "max-concurrent-uploads",
+    "init-path names the program": "default-init",
+    "no AppArmor profile is loaded": "apparmor-profile",
+    "no SELinux label is set": "selinux-enabled",
+    "nothing is hidden behind it": "experimental features",
+    "nothing serves metrics": "metrics-addr",
+    "published ports are the only way in": "allow-direct-routing",
+    "registries no longer know such layers": "allow-nondistributable-artifacts",
+    "reserved": "transom.log-drivers",
+    "root runs containers": "rootless",
+    "the engine writes plain text": "log-format raw-logs",
+    "the host's /etc/resolv.conf is read": "resolv-conf",
+    "the network driver keeps to rules of its own": "bridge-accept-fwmark",
+    "the network driver never changes the policy of a chain that it did not make": "ip-forward-no-drop",
+    "the network driver uses what the kernel offers": "firewall-backend",
+    "the service manager's business": "oom-score-adjust",
+    "there is no containerd underneath": (
+        "containerd containerd-namespace containerd-plugin-namespace containerd-plugins-namespace cri-containerd"
+    ),
+    "there is no swarm mode": (
+        "cluster-advertise cluster-store cluster-store-opts network-control-plane-mtu network-diagnostic-port "
+        "node-generic-resources swarm-default-advertise-addr swarm-raft-election-tick "
+        "swarm-raft-heartbeat-tick"
+    ),
 }
+IGNORED = {key: reason for reason, keys in _IGNORED.items() for key in keys.split()}
 """dockerd's keys that have no meaning here, with the reason."""
 
 KEYS = frozenset(Config.__struct_encode_fields__) - {"origin", "ignored"}
@@ -427,7 +407,6 @@ def _wanted(kind: Any, *, many: bool = False) -> str:
     """Say in words what a JSON value must be."""
     names = {
         "StrType": ("a text", "texts"),
-        "IntType": ("a whole number", "whole numbers"),
         "BoolType": ("true or false", "truth values"),
         "StructType": ("an object", "objects"),
     }
@@ -447,14 +426,9 @@ def _wanted(kind: Any, *, many: bool = False) -> str:
             return f"{names['StructType'][many]} with {fields}"
         case "IntType":
             least = f", at least {kind.ge}" if kind.ge is not None else ""
-            return names["IntType"][many] + least + (f", at most {kind.le}" if kind.le is not None else "")
+            return f"a whole number{least}" + (f", at most {kind.le}" if kind.le is not None else "")
         case other:
             return names[other][many]
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    return name, value
 
 
 def _each(check: Callable[[Any], object], wanted: str, *, empty: bool = True) -> Callable[[Any], None]:
@@ -501,30 +475,20 @@ def _pools(pools: Any) -> None:
             ) from None
 
 
-_PATH = _each(lambda path: path.startswith("/"), "an absolute path", empty=False)
-_FOUR = _each(_interface(4), "an IPv4 address with prefix length such as 172.17.0.1/16")
-_SIX = _each(_interface(6), "an IPv6 address with prefix length such as fd00::1/64")
-_IP = _each(_address, "an IP address")
-_PAIRS = _each(lambda text: "=" in text.lstrip("="), "a text NAME=VALUE", empty=False)
 _CHECKS: dict[str, Callable[[Any], None]] = {
-    "data-root": _PATH,
-    "exec-root": _PATH,
-    "bip": _FOUR,
-    "bip6": _SIX,
-    "fixed-cidr": _FOUR,
-    "fixed-cidr-v6": _SIX,
-    "default-gateway": _IP,
-    "default-gateway-v6": _IP,
-    "ip": _IP,
-    "dns": _IP,
-    "host-gateway-ip": _IP,
-    "host-gateway-ips": _IP,
     "default-address-pools": _pools,
-    "storage-opts": _PAIRS,
-    "labels": _PAIRS,
     "hosts": _each(
-        lambda host: re.match(r"(unix|tcp|fd)://", host) is not None,
-        "an address unix://PATH, tcp://HOST:PORT or fd://",
+        lambda host: re.match(r"(unix|tcp|fd)://", host) is not None, "an address unix://PATH, tcp://HOST:PORT or fd://"
     ),
+} | {
+    key: check
+    for keys, check in {
+        "data-root exec-root": _each(lambda path: path.startswith("/"), "an absolute path", empty=False),
+        "bip fixed-cidr": _each(_interface(4), "an IPv4 address with prefix length such as 172.17.0.1/16"),
+        "bip6 fixed-cidr-v6": _each(_interface(6), "an IPv6 address with prefix length such as fd00::1/64"),
+        "default-gateway default-gateway-v6 ip dns host-gateway-ip host-gateway-ips": _each(_address, "an IP address"),
+        "storage-opts labels": _each(lambda text: "=" in text.lstrip("="), "a text NAME=VALUE", empty=False),
+    }.items()
+    for key in keys.split()
 }
 """What a type does not say, checked where a key was set; the addresses' module is only imported then."""

@@ -36,17 +36,15 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound=Driver)
 
 _CONTRACTS = {
-    "storage": "transom.contract.storage:Storage",
-    "network": "transom.contract.network:NetworkDriver",
-    "logging": "transom.contract.logging:Logging",
-    "limits": "transom.contract.limits:Limits",
-    "auth": "transom.contract.auth:Auth",
+    "storage": "Storage",
+    "network": "NetworkDriver",
+    "logging": "Logging",
+    "limits": "Limits",
+    "auth": "Auth",
 }
-
-
-_PLAIN: dict[str, Any] = {
-    **dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False), "specname": None
-}  # fmt: skip
+_SPEC: dict[str, Any] = {"firstresult": True, "historic": False, "warn_on_impl": None, "warn_on_impl_args": None}
+_PLAIN: dict[str, Any] = dict.fromkeys(("wrapper", "hookwrapper", "optionalhook", "tryfirst", "trylast"), False)
+_PLAIN["specname"] = None
 _WRAPPER = {**_PLAIN, "wrapper": True}
 _current: ContextVar[Call] = ContextVar("call")
 
@@ -100,7 +98,7 @@ def contract_of(kind: str) -> type[Driver]:
     """Import the contract of a kind."""
     if kind not in _CONTRACTS:
         raise ConfigError(f"no such kind of driver: {kind!r}{nearest(kind, KINDS)}; the kinds are {choices(KINDS)}")
-    return cast("type[Driver]", _resolve(_CONTRACTS[kind]))
+    return cast("type[Driver]", _resolve(f"transom.contract.{kind}:{_CONTRACTS[kind]}"))
 
 
 def operations_of(contract: type[Driver]) -> dict[str, Callable[..., Any]]:
@@ -198,14 +196,11 @@ class Drivers:
         contract = contract_of(kind)
         index = self._index()
         known = index.known.get(f"{kind}/{name}") if index else None
-        if known:
-            try:
-                cls = _resolve(known.driver.target)
-            except Exception:
-                known = None  # found anew below, where the failure gets its text
-            else:
-                if _stamp(known.file) == known.stamp:
-                    return cast("type[Driver]", cls)
+        try:
+            if known and _stamp(known.file) == known.stamp:
+                return cast("type[Driver]", _resolve(known.driver.target))
+        except Exception:
+            pass  # found anew below, where the failure gets its text
         described, cls = _find(kind, name)
         check(cls, contract, who=str(described), name=name)
         self._remember(described, cls)
@@ -287,16 +282,8 @@ def _find(kind: str, name: str) -> tuple[Installed, Any]:
     from importlib.metadata import entry_points
 
     from stevedore.driver import DriverManager
-    from stevedore.exception import MultipleMatches, NoMatches
 
     group = f"transom.{kind}"
-    try:
-        found: Any = DriverManager(
-            group, name, on_load_failure_callback=_pass_on, on_missing_entrypoints_callback=None
-        ).extensions[0]  # fmt: skip
-    except (MultipleMatches, NoMatches, _LoadFailure):
-        found = None
-    # stevedore's cache of entry points can be stale for minutes: the metadata has the last word.
     points = tuple(entry_points(group=group, name=name))
     if not points:
         present = [driver.name for driver in installed(kind)]
@@ -309,20 +296,19 @@ def _find(kind: str, name: str) -> tuple[Installed, Any]:
         raise ConfigError(f"{kind} driver {name!r} is provided more than once: {owners}; uninstall one")
     described = _describe(kind, points[0])
     try:
-        fresh = found is not None and found.entry_point.value == described.target
-        return described, found.plugin if fresh else points[0].load()
+        found: Any = DriverManager(
+            group, name, on_load_failure_callback=lambda *_: None, on_missing_entrypoints_callback=None
+        )
+        if found.extensions[0].entry_point.value == described.target:
+            return described, found.driver
+    except Exception:
+        pass  # stevedore's cache of entry points can be stale for minutes: the metadata has the last word
+    try:
+        return described, points[0].load()
     except Exception as error:
         raise ContractError(
             f"{described} cannot be loaded from {described.target}: {type(error).__name__}: {error}"
         ) from error
-
-
-class _LoadFailure(Exception):
-    pass
-
-
-def _pass_on(_manager: object, _point: object, error: BaseException) -> None:
-    raise _LoadFailure from error
 
 
 def check(cls: object, contract: type[Driver], *, who: str, name: str) -> None:
@@ -428,12 +414,7 @@ def _manager(contract: type[Driver], driver: object) -> Any:
 
     class Manager(pluggy.PluginManager):
         def parse_hookspec_opts(self, module_or_class: object, name: str) -> Any:
-            known = module_or_class is contract and name in names
-            return (
-                {"firstresult": True, "historic": False, "warn_on_impl": None, "warn_on_impl_args": None}
-                if known
-                else None
-            )
+            return _SPEC if module_or_class is contract and name in names else None
 
         def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
             if plugin is driver:

@@ -116,12 +116,7 @@ def _check_io(r: Resources) -> None:
     for weight in r.blkio_weight_devices:
         _range(f"blkio-weight of {weight.device}", weight.weight, 10, 1000)
         device_numbers(weight.device)
-    for throttle in (
-        *r.device_read_bps,
-        *r.device_write_bps,
-        *r.device_read_iops,
-        *r.device_write_iops,
-    ):
+    for throttle in (*r.device_read_bps, *r.device_write_bps, *r.device_read_iops, *r.device_write_iops):
         if throttle.rate < 1:
             raise ConfigError(
                 f"I/O rate {throttle.rate} of {throttle.device} is out of range: use 1 or more per second"
