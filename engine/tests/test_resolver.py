@@ -307,6 +307,12 @@ def test_servers_of_the_user_are_asked_from_inside_the_container(transom, mesh, 
     assert ask(transom, "web", "www.example.org").header.rcode == RCODE.SERVFAIL
 
 
+def test_the_resolver_never_asks_itself(transom, mesh, upstream):
+    upstream(host_server(), says("192.0.2.7"))
+    transom.detached("--name", "web", "--dns", "127.0.0.11", network=mesh)
+    assert values(ask(transom, "web", "www.example.org")) == ["192.0.2.7"]
+
+
 def test_the_next_server_is_asked_after_a_failure_and_after_silence(transom, mesh, upstream):
     silent = upstream("10.254.7.1", lambda *_: None)
     failing = upstream("10.254.7.2", fails)

@@ -212,7 +212,7 @@ class Resolver:
 
     def _answer(self, question: Question) -> bytes | None:
         """Answer from the records alone; empty: nothing is said; None: others may know."""
-        if question.record is None or question.rcode:
+        if question.record is None:
             return question.failed(question.rcode) if question.rcode else b""
         with self._reading:
             names = self._read_names()
