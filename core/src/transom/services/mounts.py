@@ -9,9 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import stat
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transom.contract.storage import Mount
 
@@ -20,7 +19,7 @@ T = TypeVar("T")
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 16384, 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
-CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, 0o2000000, 4
@@ -33,51 +32,76 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def _fail(what: str) -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code), what)
-
-
-def _syscall(name: str, *args: int | bytes | None) -> int:
-    converted = [ctypes.c_long(a) if isinstance(a, int) else ctypes.c_char_p(a) for a in args]
-    result: int = _libc.syscall(ctypes.c_long(_NR[name]), *converted)
+def _call(name: str, *args: Any, where: str = "") -> int:
+    """Call a function of the C library; a failure names `where`, else the function."""
+    result: int = getattr(_libc, name)(*args)
     if result < 0:
-        raise _fail(name)
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), where or name)
     return result
+
+
+def _syscall(name: str, *args: Any) -> int:
+    numbers = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in (_NR[name], *args)]
+    return _call("syscall", *numbers, where=name)
 
 
 def syncfs(fd: int) -> None:
     """Call syncfs(2), which `os` lacks."""
-    if _libc.syncfs(fd) < 0:
-        raise _fail("syncfs")
+    _call("syncfs", fd)
 
 
 def unshare(flags: int) -> None:
     """Call unshare(2) for the calling thread (`os` has it from Python 3.12 on)."""
-    if _libc.unshare(flags) < 0:
-        raise _fail("unshare")
+    _call("unshare", flags)
+
+
+def setns(fd: int, flags: int) -> None:
+    """Call setns(2) for the calling thread (`os` has it from Python 3.12 on)."""
+    _call("setns", fd, flags)
 
 
 def become_subreaper() -> None:
     """Have orphaned descendants handed to this process (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    if _libc.prctl(36, 1, 0, 0, 0) < 0:
-        raise _fail("prctl")
+    _call("prctl", 36, 1, 0, 0, 0)
+
+
+def in_thread(function: Callable[[], T], *, daemon: bool = False) -> T:
+    """Call `function` in a throw-away thread, and return or raise what it does: its namespaces end with it."""
+    from threading import Thread
+
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=run, name="throw-away", daemon=daemon)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def mount(source: str, target: str, type: str = "", flags: int = 0, data: str = "") -> None:
     """Call mount(2)."""
     encoded = [os.fsencode(text) if text else None for text in (source, target, type)]
-    if _libc.mount(*encoded, ctypes.c_ulong(flags), os.fsencode(data) if data else None) < 0:
-        raise _fail(target)
+    _call("mount", *encoded, ctypes.c_ulong(flags), os.fsencode(data) if data else None, where=target)
 
 
 def unmount(target: str, *, detach: bool = True) -> bool:
     """Unmount; return whether something was mounted there. `detach` lets go of a busy mount (umount2(2))."""
-    if _libc.umount2(os.fsencode(target), (MNT_DETACH if detach else 0) | UMOUNT_NOFOLLOW) == 0:
-        return True
-    if ctypes.get_errno() in {errno.EINVAL, errno.ENOENT}:
+    try:
+        _call("umount2", os.fsencode(target), (MNT_DETACH if detach else 0) | UMOUNT_NOFOLLOW, where=target)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOENT}:
+            raise
         return False
-    raise _fail(target)
+    return True
 
 
 def bind(source: str, target: str, *, readonly: bool = False, recursive: bool = False) -> None:
@@ -87,18 +111,8 @@ def bind(source: str, target: str, *, readonly: bool = False, recursive: bool = 
     try:
         if readonly:
             attributes = (ctypes.c_uint64 * 4)(_ATTR_RDONLY, 0, 0, 0)
-            if (
-                _libc.syscall(
-                    ctypes.c_long(_NR["mount_setattr"]),
-                    ctypes.c_long(tree),
-                    b"",
-                    ctypes.c_long(_AT_EMPTY_PATH | depth),
-                    ctypes.byref(attributes),
-                    ctypes.c_long(ctypes.sizeof(attributes)),
-                )
-                < 0
-            ):
-                raise _fail("mount_setattr")
+            size = ctypes.sizeof(attributes)
+            _syscall("mount_setattr", tree, b"", _AT_EMPTY_PATH | depth, ctypes.byref(attributes), size)
         _move(tree, target)
     finally:
         os.close(tree)
@@ -118,7 +132,7 @@ def mount_all(mounts: Sequence[Mount], target: str) -> None:
     try:
         for item in mounts:
             place = os.path.join(target, item.target) if item.target else target
-            mount_one(item, place)
+            _mount_one(item, place)
             done.append(place)
     except BaseException:
         for place in reversed(done):
@@ -126,8 +140,7 @@ def mount_all(mounts: Sequence[Mount], target: str) -> None:
         raise
 
 
-def mount_one(item: Mount, target: str) -> None:
-    """Mount one thing; see `mount_all`."""
+def _mount_one(item: Mount, target: str) -> None:
     if item.type == "bind":
         bind(item.source, target, readonly=item.readonly)
         return
@@ -210,32 +223,9 @@ def privately(function: Callable[[], T]) -> T:
 
     Whatever it mounts is gone when it ends, also by SIGKILL: the kernel drops the namespace.
     """
-    from threading import Thread
 
-    outcome: list[T] = []
-    errors: list[BaseException] = []
+    def run() -> T:
+        private_namespace()
+        return function()
 
-    def run() -> None:
-        try:
-            private_namespace()
-            outcome.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = Thread(target=run, name="private-mounts")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]
-
-
-def is_mount_point(path: str) -> bool:
-    """Say whether `path` is the root of a mount: its device differs from its parent's, or it is a bind of it."""
-    try:
-        here, above = os.lstat(path), os.lstat(os.path.join(path, ".."))
-    except FileNotFoundError:
-        return False
-    if stat.S_ISLNK(here.st_mode):
-        return False
-    return here.st_dev != above.st_dev or here.st_ino == above.st_ino
+    return in_thread(run)

@@ -10,17 +10,15 @@ Inside, ``/proc/sys/net`` shows the thread's namespace, but ``/proc/net`` that o
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from transom.services.mounts import CLONE_NEWNET, in_thread, setns, unshare
+
 T = TypeVar("T")
 
-CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1  # netdevice(7)
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def create() -> int:
@@ -31,7 +29,12 @@ def create() -> int:
     Raises:
         OSError: EPERM without CAP_SYS_ADMIN; ENOSPC beyond /proc/sys/user/max_net_namespaces.
     """
-    return _in_thread(_unshared)
+
+    def run() -> int:
+        unshare(CLONE_NEWNET)
+        return current()
+
+    return in_thread(run, daemon=True)
 
 
 def current() -> int:
@@ -52,10 +55,10 @@ def inside(netns: int, function: Callable[..., T], /, *args: Any, **kwargs: Any)
     """
 
     def run() -> T:
-        _check(_libc.setns(netns, CLONE_NEWNET), "setns")
+        setns(netns, CLONE_NEWNET)
         return function(*args, **kwargs)
 
-    return _in_thread(run)
+    return in_thread(run, daemon=True)
 
 
 def loopback_up() -> None:
@@ -73,34 +76,3 @@ def loopback_up() -> None:
         (flags,) = struct.unpack_from("h", request, 16)
         struct.pack_into("h", request, 16, flags | _IFF_UP)
         ioctl(sock, _SIOCSIFFLAGS, request)
-
-
-def _unshared() -> int:
-    _check(_libc.unshare(CLONE_NEWNET), "unshare")
-    return current()
-
-
-def _check(result: int, call: str) -> None:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), call)
-
-
-def _in_thread(function: Callable[[], T]) -> T:
-    from threading import Thread
-
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = Thread(target=run, name="netns", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -29,10 +29,10 @@ def check(resources: Resources, *, cpus: int) -> list[str]:
     """
     _check_memory(resources)
     _check_cpu(resources, cpus)
-    for field in ("cpuset_cpus", "cpuset_mems"):
-        value = getattr(resources, field)
-        if value is not None:
-            _check_list(field.replace("_", "-"), value, cpus)
+    if resources.cpuset_cpus is not None:
+        _check_list("cpuset-cpus", resources.cpuset_cpus, _online("cpu", otherwise=cpus), "CPUs")
+    if resources.cpuset_mems is not None:  # without NUMA there is one node
+        _check_list("cpuset-mems", resources.cpuset_mems, _online("node", otherwise=1), "memory nodes")
     if resources.pids is not None and resources.pids < -1:
         raise ConfigError(f"pids limit {resources.pids} is out of range: use 1 or more; 0 and -1 are no limit")
     _check_io(resources)
@@ -42,65 +42,53 @@ def check(resources: Resources, *, cpus: int) -> list[str]:
 
 
 def _check_memory(r: Resources) -> None:
-    if r.memory is not None and r.memory < MEMORY_MIN:
-        raise ConfigError(f"memory limit {size(r.memory)} is below the minimum of 6 MB")
+    _enough("memory limit", r.memory)
     if r.memory_swap is not None and r.memory_swap < -1:
         raise ConfigError(f"memory-swap {r.memory_swap} is out of range: use a size, or -1 for no limit on swap")
     if r.memory_swap not in (None, -1) and r.memory is None:
         raise ConfigError("memory-swap needs a memory limit too: set memory")
+    limit = f"the memory limit {size(r.memory or 0)}"
     if r.memory is not None and r.memory_swap is not None and 0 <= r.memory_swap < r.memory:
-        raise ConfigError(
-            f"memory-swap {size(r.memory_swap)} is below the memory limit {size(r.memory)}: it counts memory and swap"
-        )
-    if r.memory_reservation is not None:
-        if r.memory_reservation < MEMORY_MIN:
-            raise ConfigError(f"memory reservation {size(r.memory_reservation)} is below the minimum of 6 MB")
-        if r.memory is not None and r.memory_reservation > r.memory:
-            raise ConfigError(
-                f"memory reservation {size(r.memory_reservation)} is above the memory limit {size(r.memory)}"
-            )
+        raise ConfigError(f"memory-swap {size(r.memory_swap)} is below {limit}: it counts memory and swap")
+    _enough("memory reservation", r.memory_reservation)
+    if r.memory is not None and r.memory_reservation is not None and r.memory_reservation > r.memory:
+        raise ConfigError(f"memory reservation {size(r.memory_reservation)} is above {limit}")
     _range("memory-swappiness", r.memory_swappiness, 0, 100)
-    if r.kernel_memory is not None and r.kernel_memory < MEMORY_MIN:
-        raise ConfigError(f"kernel memory limit {size(r.kernel_memory)} is below the minimum of 6 MB")
+    _enough("kernel memory limit", r.kernel_memory)
     for page in r.hugepages:
         if page.limit < 0 or not re.fullmatch(r"\d+[KMG]B", page.size):
             raise ConfigError(f"huge page limit {page.size}:{page.limit} is not of the form 2MB:BYTES")
+
+
+def _enough(what: str, value: int | None) -> None:
+    if value is not None and value < MEMORY_MIN:
+        raise ConfigError(f"{what} {size(value)} is below the minimum of 6 MB")
 
 
 def _check_cpu(r: Resources, cpus: int) -> None:
     _range("cpu-shares", r.cpu_shares, 2, 262144)
     _range("cpu-period", r.cpu_period, 1000, 1_000_000, "us")
     if r.cpu_quota is not None and r.cpu_quota != -1:
+        period = r.cpu_period or PERIOD
         if r.cpu_quota < 1000:
-            raise ConfigError(
-                f"cpu-quota {r.cpu_quota} us is below the minimum of 1000 us, 0.01 CPU of the usual period; "
-                "-1 is no limit"
-            )
-        if r.cpu_quota > cpus * (r.cpu_period or PERIOD):
-            raise ConfigError(
-                f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available, "
-                f"not {r.cpu_quota / (r.cpu_period or PERIOD):g}"
-            )
+            least = "the minimum of 1000 us, 0.01 CPU of the usual period"
+            raise ConfigError(f"cpu-quota {r.cpu_quota} us is below {least}; -1 is no limit")
+        if r.cpu_quota > cpus * period:
+            known = f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+            raise ConfigError(f"{known}, not {r.cpu_quota / period:g}")
     for name, value in (("cpu-rt-period", r.cpu_rt_period), ("cpu-rt-runtime", r.cpu_rt_runtime)):
         if value is not None and value < 0:
             raise ConfigError(f"{name} {value} is negative: use microseconds")
-    if r.cpu_rt_runtime is not None and r.cpu_rt_runtime > (r.cpu_rt_period or 1_000_000):
-        raise ConfigError(
-            f"cpu-rt-runtime {r.cpu_rt_runtime} us is longer than its period, {r.cpu_rt_period or 1_000_000} us"
-        )
+    period = r.cpu_rt_period or 1_000_000
+    if r.cpu_rt_runtime is not None and r.cpu_rt_runtime > period:
+        raise ConfigError(f"cpu-rt-runtime {r.cpu_rt_runtime} us is longer than its period, {period} us")
 
 
-def _check_list(name: str, text: str, cpus: int) -> None:
+def _check_list(name: str, text: str, available: set[int], what: str) -> None:
     numbers = parse_list(text, name=name)
-    if name == "cpuset-cpus":
-        available, what = _online("cpu", otherwise=cpus), "CPUs"
-    else:
-        available, what = _online("node", otherwise=1), "memory nodes"  # without NUMA there is one
-    if numbers - available:
-        raise ConfigError(
-            f"{name} {text!r}: requested {what} are not available: {write_list(numbers - available)}; "
-            f"available: {write_list(available)}"
-        )
+    if lacking := write_list(numbers - available):
+        lacking += f"; available: {write_list(available)}"
+        raise ConfigError(f"{name} {text!r}: requested {what} are not available: {lacking}")
 
 
 def _online(what: str, *, otherwise: int) -> set[int]:
@@ -118,9 +106,8 @@ def _check_io(r: Resources) -> None:
         device_numbers(weight.device)
     for throttle in (*r.device_read_bps, *r.device_write_bps, *r.device_read_iops, *r.device_write_iops):
         if throttle.rate < 1:
-            raise ConfigError(
-                f"I/O rate {throttle.rate} of {throttle.device} is out of range: use 1 or more per second"
-            )
+            what = f"I/O rate {throttle.rate} of {throttle.device}"
+            raise ConfigError(f"{what} is out of range: use 1 or more per second")
         device_numbers(throttle.device)
 
 
@@ -132,12 +119,11 @@ def _range(name: str, value: int | None, low: int, high: int, unit: str = "") ->
 
 def size(count: int) -> str:
     """Write bytes as a user would: ``4m``, ``1g``, ``1000``."""
-    letters = ""
-    for letter in "kmgt":
-        if not count or count % 1024:
-            break
-        count, letters = count // 1024, letter
-    return f"{count}{letters}"
+    letters = iter("kmgt")
+    unit = ""
+    while count and count % 1024 == 0 and (letter := next(letters, "")):
+        count, unit = count // 1024, letter
+    return f"{count}{unit}"
 
 
 def from_cpus(nano: int) -> tuple[int, int]:
@@ -203,6 +189,3 @@ def weight_of_shares(shares: int) -> int:
         return 10000
     bits = log2(shares)
     return ceil(10 ** ((bits * bits + 125 * bits) / 612 - 7 / 34))
-
-
-__all__ = ["check", "device_numbers", "from_cpus", "parse_list", "size", "weight_of_shares", "write_list"]
