@@ -94,10 +94,11 @@ def durably(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def close(db: sqlite3.Connection, path: str | os.PathLike[str]) -> None:
-    """Close without moving the log into the database, which would cost two syncs at the end of every command.
+    """Close the process's only connection without moving the log into the database: that costs two syncs a command.
 
     SQLite does that when it finds itself alone, which a shared lock of another open file description denies; it
-    goes on doing so when a commit finds the log long.
+    goes on doing so when a commit finds the log long. A second connection of this process would lose its locks here
+    (fcntl(2): they end when any descriptor of the file is closed).
     """
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:

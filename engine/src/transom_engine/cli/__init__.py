@@ -133,6 +133,8 @@ class Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
+        formatter.write_paragraph()
+        formatter.write_text("Other distributions add commands of their own: transom-conformance adds `conformance`.")
 
 
 def _from_distribution(name: str) -> click.Command | None:

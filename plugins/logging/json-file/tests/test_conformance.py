@@ -3,11 +3,12 @@
 from typing import ClassVar
 
 from transom_conformance.logging import LoggingSuite
+from transom_logging_json_file.examples import EXAMPLES
 
 
 class TestJsonFile(LoggingSuite):
     driver = "json-file"
-    rotating: ClassVar = {"max-size": "40k", "max-file": "5000"}
+    rotating: ClassVar = EXAMPLES["rotating"]
 
 
 class TestJsonFileCompressed(LoggingSuite):
