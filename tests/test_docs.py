@@ -1,10 +1,12 @@
 """The documentation says what the code says: built without a warning, and what it shows has been run."""
 
+import glob
 import importlib.util
 import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -153,6 +155,31 @@ def test_every_command_line_shown_names_a_command_and_flags_that_exist():
                 words = iter(line.split())
                 command = next((w for w in words if not w.startswith("-") and "/" not in w and w != "plain"), "")
                 assert command in {*_COMMANDS, "conformance"} or "COMMAND" in line, f"{page}: transom {line}"
+
+
+def test_the_commands_of_getting_started_work_in_the_order_shown(transom, busybox_tree, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("not root: containers need namespaces, mounts and interfaces")
+    (tmp_path / "root-file-system").symlink_to(busybox_tree)
+    # Control groups of its own: `doctor --repair` may find nothing of anybody else's on this host.
+    parent = f"transom-test-{os.urandom(6).hex()}"
+    options = {name: {"parent": parent} for name in ("cgroup1", "cgroup2")}
+    (tmp_path / "daemon.json").write_text(json.dumps({"transom": {"driver-opts": {"limits": options}}}))
+    transom.env["TRANSOM_CONFIG"] = str(tmp_path / "daemon.json")
+    text = (ROOT / "docs" / "getting-started.md").read_text()
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [line.removeprefix("transom ") for line in lines if line.startswith("transom ")]
+    ran = []
+    for command in commands:
+        words = shlex.split(command.replace("/tmp/try", f"{tmp_path}/try"), comments=True)
+        if words[0] == "pull":
+            continue  # a registry is another host
+        done = transom.call(*words, cwd=tmp_path)
+        assert done.code == 0, f"{command}: {done.err}{done.out}"
+        ran.append(words[0])
+    for group in glob.glob(f"/sys/fs/cgroup/*/{parent}"):
+        os.rmdir(group)
+    assert {"run", "import", "ps", "logs", "stats", "exec", "rm", "drivers", "config"} <= {*ran}
 
 
 @pytest.fixture(scope="module")
