@@ -42,11 +42,11 @@ _UNFINISHED = {"creating": "its making was interrupted", "removing": "its remova
 _WANTED = {
     "CAP_SYS_ADMIN": "nothing can be mounted",
     "CAP_NET_ADMIN": "no interface can be made: use --network none or host",
-    "CAP_MKNOD": "no device can be given to a container",
+    "CAP_MKNOD": "containers get no /dev",
     "CAP_SYS_RESOURCE": "limits above the engine's own, and a lower oom-score-adj, are lowered to the engine's",
     "CAP_SETFCAP": "files of an image lose their capabilities",
 }
-_VITAL = frozenset({"CAP_SYS_ADMIN"})
+_VITAL = frozenset({"CAP_MKNOD", "CAP_SYS_ADMIN"})
 
 
 class Check(msgspec.Struct, frozen=True, rename="pascal"):
