@@ -22,7 +22,6 @@ from transom.services.options import (
     convert,
     describe,
     parse_bool,
-    parse_decimal_size,
     parse_duration,
     parse_size,
 )
@@ -210,8 +209,8 @@ def test_what_is_no_size_is_refused(text):
 
 
 def test_decimal_sizes_count_in_thousands():
-    assert parse_decimal_size("10m") == 10_000_000
-    assert parse_decimal_size("1.5kB") == 1500
+    assert parse_size("10m", unit=1000) == 10_000_000
+    assert parse_size("1.5kB", unit=1000) == 1500
 
 
 @given(st.integers(0, LARGEST))

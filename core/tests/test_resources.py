@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from transom.contract.limits import HugepageLimit, Resources, Throttle, Weight
 from transom.errors import ConfigError
+from transom.services.options import write_size
 from transom.services.resources import (
     check,
     device_numbers,
     from_cpus,
     parse_list,
-    size,
     weight_of_shares,
     write_list,
 )
@@ -187,4 +187,4 @@ def test_an_absent_device_is_refused_with_what_may_be_written_instead() -> None:
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0"), (1000, "1000"), (4096, "4k"), (3 << 30, "3g"), (1536, "1536")])
 def test_sizes_are_written_as_users_write_them(count: int, text: str) -> None:
-    assert size(count) == text
+    assert write_size(count) == text

@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from transom.errors import ConfigError, choices, nearest
-from transom.services.options import Size, parse, parse_size
+from transom.services.options import Size, expected, parse, parse_size
 
 DEFAULT_PATH = "/etc/transom/daemon.json"
 
@@ -405,16 +405,9 @@ def _text(value: object, *, quoted: bool = False) -> str:
 
 def _wanted(kind: Any, *, many: bool = False) -> str:
     """Say in words what a JSON value must be."""
-    names = {
-        "StrType": ("a text", "texts"),
-        "BoolType": ("true or false", "truth values"),
-        "StructType": ("an object", "objects"),
-    }
     match type(kind).__name__:
-        case "Metadata":
-            return "a size such as 64m or 67108864" if kind.extra else _wanted(kind.type)
-        case "UnionType":
-            return _wanted(kind.types[0])
+        case "Metadata" if kind.extra:
+            return "a size such as 64m or 67108864"
         case "LiteralType":
             return "one of " + ", ".join(repr(value) for value in kind.values if value)
         case "VarTupleType":
@@ -423,12 +416,8 @@ def _wanted(kind: Any, *, many: bool = False) -> str:
             return f"{'objects' if many else 'an object'} of {_wanted(kind.value_type, many=True)}"
         case "StructType":
             fields = ", ".join(field.encode_name for field in kind.fields)
-            return f"{names['StructType'][many]} with {fields}"
-        case "IntType":
-            least = f", at least {kind.ge}" if kind.ge is not None else ""
-            return f"a whole number{least}" + (f", at most {kind.le}" if kind.le is not None else "")
-        case other:
-            return names[other][many]
+            return f"{'objects' if many else 'an object'} with {fields}"
+    return "texts" if many else expected(kind)
 
 
 def _each(check: Callable[[Any], object], wanted: str, *, empty: bool = True) -> Callable[[Any], None]:

@@ -93,7 +93,7 @@ class _Comparison:
                         self._add(child, new)
                         self._note(child, ChangeKind.MODIFIED, opaque=stat.S_ISDIR(new.st_mode))
                         touched = True
-            if not self._same_directory(path, was, now, mtime=bool(path) and not touched):
+            if not self._same(path, was, now, mtime=bool(path) and not touched):
                 self._note(path, ChangeKind.MODIFIED)
         self._relink()
         return list(self._changes.values())
@@ -125,25 +125,15 @@ class _Comparison:
                 if self._new_links[path] != self._new_links[kept[0]]:
                     self._note(path, ChangeKind.MODIFIED)
 
-    def _same(self, path: bytes, was: os.stat_result, now: os.stat_result) -> bool:
-        if _facts(was) != _facts(now):
+    def _same(self, path: bytes, was: os.stat_result, now: os.stat_result, *, mtime: bool = True) -> bool:
+        if _facts(was) != _facts(now) or (mtime and was.st_mtime_ns != now.st_mtime_ns):
             return False
-        if _inode_version(was) == _inode_version(now):
+        if (was.st_ino, was.st_ctime_ns) == (now.st_ino, now.st_ctime_ns):
             return True
         try:
             if stat.S_ISLNK(now.st_mode) and os.readlink(self._old.at(path)) != os.readlink(self._new.at(path)):
                 return False
             return self._same_xattrs(path) and (not stat.S_ISREG(now.st_mode) or self._same_content(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-
-    def _same_directory(self, path: bytes, was: os.stat_result, now: os.stat_result, *, mtime: bool) -> bool:
-        if (was.st_mode, was.st_uid, was.st_gid) != (now.st_mode, now.st_uid, now.st_gid):
-            return False
-        if mtime and was.st_mtime_ns != now.st_mtime_ns:
-            return False
-        try:
-            return _inode_version(was) == _inode_version(now) or self._same_xattrs(path)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -161,11 +151,7 @@ class _Comparison:
 
 def _facts(found: os.stat_result) -> tuple[int, ...]:
     size = 0 if stat.S_ISDIR(found.st_mode) else found.st_size
-    return found.st_mode, found.st_uid, found.st_gid, found.st_rdev, size, found.st_mtime_ns
-
-
-def _inode_version(found: os.stat_result) -> tuple[int, int]:
-    return found.st_ino, found.st_ctime_ns
+    return found.st_mode, found.st_uid, found.st_gid, found.st_rdev, size
 
 
 def _groups(links: dict[bytes, Inode]) -> dict[Inode, set[bytes]]:

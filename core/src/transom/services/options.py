@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -73,9 +74,12 @@ def parse_size(text: str, *, unit: int = 1024) -> int:
     return size
 
 
-def parse_decimal_size(text: str) -> int:
-    """Return bytes from "10m", 1k being 1000; see `parse_size`."""
-    return parse_size(text, unit=1000)
+def write_size(count: int, *, unit: int = 1024) -> str:
+    """Write bytes as a user would: ``4m``, ``1g``, ``1000``; see `parse_size`."""
+    letters, letter = iter("kmgtp"), ""
+    while count and count % unit == 0:
+        count, letter = count // unit, next(letters)
+    return f"{count}{letter}"
 
 
 def parse_duration(text: str) -> float:
@@ -125,12 +129,12 @@ def parse(hint: Any, text: str) -> Any:
             return value
     except ValueError:  # msgspec.ValidationError is one
         pass
-    raise ValueError(_expected(kind))
+    raise ValueError(expected(kind))
 
 
 _UNITS: dict[str, tuple[Callable[[str], Any], str]] = {
     "size": (parse_size, "a size such as 10m"),
-    "decimal-size": (parse_decimal_size, "a size such as 10m"),
+    "decimal-size": (partial(parse_size, unit=1000), "a size such as 10m"),
     "duration": (_seconds, "a duration such as 10s"),
 }
 
@@ -178,7 +182,7 @@ def describe(struct: type[msgspec.Struct], docs: Mapping[str, str]) -> list[Opti
         found.append(
             OptionDoc(
                 name=field.encode_name,
-                type=_expected(kind),
+                type=expected(kind),
                 default="required" if field.required else _write(kind, default),
                 text=docs.get(field.name, docs.get(field.encode_name, "")),
             )
@@ -228,11 +232,7 @@ def _write(kind: inspect.Type, value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if unit.endswith("size"):
-        step, letters = 1024 if unit == "size" else 1000, iter("kmgtp")
-        letter = ""
-        while value and value % step == 0:
-            value, letter = value // step, next(letters)
-        return f"{value}{letter}"
+        return write_size(value, unit=1024 if unit == "size" else 1000)
     if unit == "duration":
         return f"{value:g}s"
     item = _items(core)
@@ -242,19 +242,14 @@ def _write(kind: inspect.Type, value: Any) -> str:
     return ",".join(sorted(words) if isinstance(value, set | frozenset) else words)
 
 
-def _expected(kind: inspect.Type) -> str:
+def expected(kind: inspect.Type) -> str:
     """Say in words what a user may write."""
     core, unit = _core(kind)
     if isinstance(core, inspect.IntType | inspect.FloatType):
         words = "a whole number" if isinstance(core, inspect.IntType) else "a number"
         words = _UNITS[unit][1] if unit else words
-        low = core.ge if core.ge is not None else core.gt
-        high = core.le if core.le is not None else core.lt
-        if low is not None:
-            words += f", {'at least' if core.ge is not None else 'more than'} {_write(kind, low)}"
-        if high is not None:
-            words += f", {'at most' if core.le is not None else 'less than'} {_write(kind, high)}"
-        return words
+        bounds = {"at least": core.ge, "more than": core.gt, "at most": core.le, "less than": core.lt}
+        return words + "".join(f", {say} {_write(kind, at)}" for say, at in bounds.items() if at is not None)
     if isinstance(core, inspect.BoolType):
         return "true or false"
     if isinstance(core, inspect.LiteralType):
@@ -265,5 +260,5 @@ def _expected(kind: inspect.Type) -> str:
         return f"a text that matches {core.pattern}" if core.pattern else "a text"
     item = _items(core)
     if item is not None:
-        return f"a list, separated by commas, each {_expected(item)}"
+        return f"a list, separated by commas, each {expected(item)}"
     return f"a value of type {getattr(getattr(core, 'cls', None), '__name__', type(core).__name__)}"

@@ -11,6 +11,7 @@ import stat
 
 from transom.contract.limits import Resources
 from transom.errors import ConfigError
+from transom.services.options import write_size
 
 MEMORY_MIN = 6 << 20
 """Bytes; below it no container starts."""
@@ -47,12 +48,12 @@ def _check_memory(r: Resources) -> None:
         raise ConfigError(f"memory-swap {r.memory_swap} is out of range: use a size, or -1 for no limit on swap")
     if r.memory_swap not in (None, -1) and r.memory is None:
         raise ConfigError("memory-swap needs a memory limit too: set memory")
-    limit = f"the memory limit {size(r.memory or 0)}"
+    limit = f"the memory limit {write_size(r.memory or 0)}"
     if r.memory is not None and r.memory_swap is not None and 0 <= r.memory_swap < r.memory:
-        raise ConfigError(f"memory-swap {size(r.memory_swap)} is below {limit}: it counts memory and swap")
+        raise ConfigError(f"memory-swap {write_size(r.memory_swap)} is below {limit}: it counts memory and swap")
     _enough("memory reservation", r.memory_reservation)
     if r.memory is not None and r.memory_reservation is not None and r.memory_reservation > r.memory:
-        raise ConfigError(f"memory reservation {size(r.memory_reservation)} is above {limit}")
+        raise ConfigError(f"memory reservation {write_size(r.memory_reservation)} is above {limit}")
     _range("memory-swappiness", r.memory_swappiness, 0, 100)
     _enough("kernel memory limit", r.kernel_memory)
     for page in r.hugepages:
@@ -62,7 +63,7 @@ def _check_memory(r: Resources) -> None:
 
 def _enough(what: str, value: int | None) -> None:
     if value is not None and value < MEMORY_MIN:
-        raise ConfigError(f"{what} {size(value)} is below the minimum of 6 MB")
+        raise ConfigError(f"{what} {write_size(value)} is below the minimum of 6 MB")
 
 
 def _check_cpu(r: Resources, cpus: int) -> None:
@@ -115,15 +116,6 @@ def _range(name: str, value: int | None, low: int, high: int, unit: str = "") ->
     if value is not None and not low <= value <= high:
         unit = f" {unit}" if unit else ""
         raise ConfigError(f"{name} {value}{unit} is out of range: use {low} to {high}{unit}")
-
-
-def size(count: int) -> str:
-    """Write bytes as a user would: ``4m``, ``1g``, ``1000``."""
-    letters = iter("kmgt")
-    unit = ""
-    while count and count % 1024 == 0 and (letter := next(letters, "")):
-        count, unit = count // 1024, letter
-    return f"{count}{unit}"
 
 
 def from_cpus(nano: int) -> tuple[int, int]:
