@@ -39,7 +39,7 @@ run
     125 Missing argument 'IMAGE'; see `transom run --help`
 pull UPPER
     125 invalid image name UPPER: repository name (UPPER) must be lowercase; did you mean upper?
-""",  # noqa: E501
+""",
     "drivers of each kind": """
 run --storage-driver overlay busybox true
     125 no storage driver 'overlay' (did you mean overlay2?); installed: STORAGE; a driver comes with a distribution such as transom-storage-overlay
@@ -105,7 +105,7 @@ run --network none busybox /etc/passwd
     126 exec: "/etc/passwd": permission denied: not an executable file
 run --network none -u nosuch busybox true
     125 unable to find user nosuch: no matching entries in passwd file; name a numeric uid
-""",  # noqa: E501
+""",
 }  # fmt: skip
 
 
