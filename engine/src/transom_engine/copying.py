@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NR_OPENAT2, _RESOLVE_IN_ROOT = 437, 0x10
+_NR_OPENAT2, _RESOLVE_IN_ROOT, _CLONE_FS = 437, 0x10, 0x200
 _BLOCK = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -68,15 +68,11 @@ def _compare_running(engine: Engine, container: Container, snapshots: Snapshots)
 def with_root(engine: Engine, container: Container, function: Callable[[int], T]) -> T:
     """Call `function` with a descriptor of the container's root directory, its volumes in place.
 
-    A running container's is that of its own processes. A stopped one is mounted, in a throw-away thread, and
-    cannot be started meanwhile.
+    What the kernel and the runtime show in it (/proc, /sys, /dev) is not there, as with Docker. A stopped container
+    is mounted, in a throw-away thread, and cannot be started meanwhile.
     """
     if container.state.pid:
-        try:
-            root = os.open(f"/proc/{container.state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            raise Conflict(f"container {container.name} has just ended; try again") from None
-        return _calling(function, root)
+        return _in_running(container, function)
     from transom_engine.layers import mounted
 
     def run(place: str) -> T:
@@ -85,6 +81,48 @@ def with_root(engine: Engine, container: Container, function: Callable[[int], T]
 
     with engine.lock(container.id):
         return mounted(engine.snapshots(container.driver), container.id, run)
+
+
+def _in_running(container: Container, function: Callable[[int], T]) -> T:
+    """Let a thread hold a private copy of the container's mounts while `function` works in this one."""
+    from threading import Event, Thread
+
+    from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unmount, unshare
+
+    try:
+        namespace = os.open(f"/proc/{container.state.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise Conflict(f"container {container.name} has just ended; try again") from None
+    own = {*(point.destination for point in container.mounts), *container.host_config.tmpfs}
+    outcome: list[int | BaseException] = []
+    ready, done = Event(), Event()
+
+    def hold() -> None:
+        try:
+            unshare(_CLONE_FS)  # setns(2) asks for it
+            if _libc.setns(namespace, CLONE_NEWNS) != 0:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "setns")
+            unshare(CLONE_NEWNS)
+            mount("", "/", flags=MS_REC | MS_PRIVATE)
+            for place in {"/proc", "/sys", "/dev"} - own:
+                unmount(place)
+            outcome.append(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except BaseException as error:
+            outcome.append(error)
+        ready.set()
+        done.wait()
+
+    thread = Thread(target=hold, name="container-mounts", daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        if isinstance(outcome[0], BaseException):
+            raise outcome[0]
+        return _calling(function, outcome[0])
+    finally:
+        done.set()
+        thread.join()
+        os.close(namespace)
 
 
 def _calling(function: Callable[[int], T], root: int) -> T:
@@ -357,18 +395,17 @@ def _piped(write: Callable[[IO[bytes]], object], read: Callable[[IO[bytes]], T])
     failed: list[BaseException] = []
 
     def run() -> None:
-        with open(ends[1], "wb", buffering=1 << 20) as out:
-            try:
+        try:
+            with open(ends[1], "wb", buffering=_BLOCK) as out:
                 write(out)
-                out.flush()
-            except BaseException as error:
-                failed.append(error)
+        except BaseException as error:
+            failed.append(error)
 
     thread = Thread(target=run, daemon=True)
     thread.start()
     result: list[T] = []
     try:
-        with open(ends[0], "rb", buffering=1 << 20) as stream:
+        with open(ends[0], "rb", buffering=_BLOCK) as stream:
             result.append(read(stream))
     except (TransomError, OSError) as error:
         thread.join()

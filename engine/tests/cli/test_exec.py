@@ -37,6 +37,9 @@ def test_exec_sets_environment_directory_and_user(transom, tmp_path):
     assert transom.fails("exec", "-u", "ghost", name, "true", code=125) == (
         "unable to find user ghost: no matching entries in passwd file; name a numeric uid"
     )
+    complaint = transom.fails("exec", "-w", "/nope", name, "true", code=127)
+    assert complaint.startswith("the working directory cannot be entered (")
+    assert complaint.endswith("); make it, or name another with --workdir")
     assert transom.fails("exec", "-w", "relative", name, "true", code=125) == (
         "the working directory 'relative' is invalid, it needs to be an absolute path"
     )

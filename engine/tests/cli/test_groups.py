@@ -20,3 +20,7 @@ def test_a_group_names_the_command_that_was_meant(empty_transom):
     assert empty_transom.fails("container", "lss", code=125) == (
         "no such command: container lss (did you mean ls?); see `transom container --help`"
     )
+
+
+def test_a_group_without_a_command_shows_its_help(empty_transom):
+    assert empty_transom("container").startswith("Usage: transom container ")

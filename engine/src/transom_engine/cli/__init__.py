@@ -173,6 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 0
     except click.UsageError as error:
         text = error.format_message().rstrip(".")
         return _say(text if "--help" in text else f"{text}; see `{_path(error.ctx)} --help`")

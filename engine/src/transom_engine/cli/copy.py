@@ -31,6 +31,9 @@ def cp_command(session: Session, /, source: str, target: str, archive: bool, fol
     """
     from transom_engine.copying import with_root
 
+    for text, what in ((source, "source"), (target, "destination")):
+        if not text:
+            raise ConfigError(f"{what} can not be empty: write CONTAINER:PATH, a path of the host, or -")
     (inside, path), (other, local) = _split(source), _split(target)
     if inside and other:
         raise ConfigError(

@@ -229,6 +229,11 @@ def start_error(*, runtime: Runtime, log: bytes, command: str) -> TransomError:
     elif message.startswith("open executable: ") or ("exec: " in message and "denied" in message):
         error = ConfigError(f'exec: "{command}": permission denied: not an executable file')
         error.exit_code = 126
+    elif "chdir" in message:
+        error = NotFound(
+            f"the working directory cannot be entered ({message}); make it, or name another with --workdir"
+        )
+        error.exit_code = 127
     return error
 
 
