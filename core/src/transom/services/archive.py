@@ -15,10 +15,12 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import IO, Any, TypeVar
 
 from transom.contract.storage import Change, ChangeKind
 from transom.errors import ConfigError, Conflict, NotSupported, TransomError
+from transom.services.files import closing
 from transom.services.trees import Tree, carried, data_pieces, join, read_xattrs
 
 T = TypeVar("T")
@@ -214,13 +216,10 @@ class _Unpacking:
             elif member.islnk():
                 self._link(path, member)
             else:
-                fd = self._create(path, lambda name, fd: _make(name, fd, member))
-                try:
+                with closing(self._create(path, lambda name, fd: _make(name, fd, member))) as fd:
                     if member.isreg():
-                        self._data(fd, member, stream)
+                        _unpack_data(fd, member, stream)
                     _dress(fd if member.isreg() else f"/proc/self/fd/{fd}", member)
-                finally:
-                    os.close(fd)
             while path and path not in self._written:
                 self._written.add(path)
                 path = path.rpartition(b"/")[0]
@@ -289,28 +288,24 @@ class _Unpacking:
         parent, _, name = _clean(member.linkname, member).rpartition(b"/")
         try:
             real = self._resolve(parent, create=False)
-            source = os.dup(self._tree.directory(real))
-            try:
+            with closing(os.dup(self._tree.directory(real))) as at:
                 if join(real, name) != path:
-                    self._create(
-                        path,
-                        lambda new, fd: os.link(name, new, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False),
-                    )
-                os.lstat(name, dir_fd=source)
-            finally:
-                os.close(source)
+                    link = partial(os.link, name, src_dir_fd=at, follow_symlinks=False)
+                    self._create(path, lambda new, fd: link(new, dst_dir_fd=fd))
+                os.lstat(name, dir_fd=at)
         except (FileNotFoundError, PermissionError) as error:
             what = "not there" if error.errno == errno.ENOENT else "a directory"
             raise _refused(member, f"links to {member.linkname!r}, which is {what}") from None
 
-    def _data(self, fd: int, member: tarfile.TarInfo, stream: _Stream) -> None:
-        pieces: Any = member.sparse  # the stub has it wrong
-        for offset, size in [(0, member.size)] if pieces is None else pieces:
-            if min(offset, size) < 0 or offset + size > member.size:
-                raise ValueError("its map of holes does not fit its size")
-            stream.copy(fd, offset, size)
-        if pieces is not None:
-            os.ftruncate(fd, member.size)
+
+def _unpack_data(fd: int, member: tarfile.TarInfo, stream: _Stream) -> None:
+    pieces: Any = member.sparse  # the stub has it wrong
+    for offset, size in [(0, member.size)] if pieces is None else pieces:
+        if min(offset, size) < 0 or offset + size > member.size:
+            raise ValueError("its map of holes does not fit its size")
+        stream.copy(fd, offset, size)
+    if pieces is not None:
+        os.ftruncate(fd, member.size)
 
 
 def _refused(member: tarfile.TarInfo, reason: str) -> ConfigError:
@@ -458,15 +453,13 @@ class _Packing:
             return
         try:
             name, at = self._tree.entry(path)
-            fd = os.open(name, ENTRY, dir_fd=at)
+            opened = os.open(name, ENTRY, dir_fd=at)
         except (FileNotFoundError, NotADirectoryError):
             raise Conflict(
                 f"layer tar: {os.fsdecode(path)!r} vanished while the layer was read; pause the container and try again"
             ) from None
-        try:
+        with closing(opened) as fd:
             self._describe(path, fd)
-        finally:
-            os.close(fd)
 
     def _describe(self, path: bytes, fd: int) -> None:
         target, found = f"/proc/self/fd/{fd}", os.fstat(fd)
@@ -500,21 +493,15 @@ class _Packing:
         self._header(info)
 
     def _file(self, info: tarfile.TarInfo, target: str, found: os.stat_result) -> None:
-        fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with closing(os.open(target, os.O_RDONLY | os.O_CLOEXEC)) as fd:
             pieces, holes = data_pieces(fd, found.st_size), b""
             stored = sum(size for _, size in pieces)
             # tarfile loses its place behind a larger one, and we refuse a longer map
             if stored < min(found.st_size, 8**11) and len(pieces) < HEADERS // 64:
                 holes = b"%d\n" % len(pieces) + b"".join(b"%d\n%d\n" % piece for piece in pieces)
                 holes += bytes(-len(holes) % tarfile.BLOCKSIZE)
-                info.pax_headers = {
-                    **info.pax_headers,
-                    "GNU.sparse.major": "1",
-                    "GNU.sparse.minor": "0",
-                    "GNU.sparse.name": info.name,
-                    "GNU.sparse.realsize": str(found.st_size),
-                }
+                marks = {"major": "1", "minor": "0", "name": info.name, "realsize": str(found.st_size)}
+                info.pax_headers |= {f"GNU.sparse.{key}": value for key, value in marks.items()}
                 info.name = "GNUSparseFile.0"
             else:
                 pieces, stored = [(0, found.st_size)], found.st_size
@@ -524,8 +511,6 @@ class _Packing:
             for offset, size in pieces:
                 self._copy(fd, offset, size)
             self._put(bytes(-self._size % tarfile.BLOCKSIZE))
-        finally:
-            os.close(fd)
 
     def _copy(self, fd: int, offset: int, size: int) -> None:
         end = offset + size

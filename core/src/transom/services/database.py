@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transom.errors import ConfigError, DriverError
-from transom.services.files import Lock
+from transom.services.files import Lock, closing
 
 # SQLite's shared lock (sqlite3's os_unix.c: SHARED_FIRST and SHARED_SIZE; the file format fixes both).
 _SHARED = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
@@ -100,9 +100,6 @@ def close(db: sqlite3.Connection, path: str | os.PathLike[str]) -> None:
     goes on doing so when a commit finds the log long. A second connection of this process would lose its locks here
     (fcntl(2): they end when any descriptor of the file is closed).
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDWR | os.O_CLOEXEC)) as fd:
         fcntl.fcntl(fd, _F_OFD_SETLK, _SHARED)
         db.close()
-    finally:
-        os.close(fd)

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """Close a descriptor at the end of a ``with``."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Make the names in the directory durable (fsync(2), NOTES: a directory needs its own fsync)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_filesystem(path: str | os.PathLike[str]) -> None:
@@ -23,11 +31,8 @@ def sync_filesystem(path: str | os.PathLike[str]) -> None:
     """
     from transom.services.mounts import syncfs
 
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         syncfs(fd)
-    finally:
-        os.close(fd)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
@@ -38,16 +43,14 @@ def write_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644
     """
     path = os.fspath(path)
     temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    opened = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        try:
+        with closing(opened) as fd:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
             if durable:
                 os.fsync(fd)
-        finally:
-            os.close(fd)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -71,11 +74,10 @@ class Lock:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, self._mode | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
+        except BaseException as error:
             os.close(fd)
-            return False
-        except BaseException:
-            os.close(fd)
+            if isinstance(error, BlockingIOError):
+                return False
             raise
         self.fd = fd
         return True

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from transom.contract.storage import Mount
+from transom.services.files import closing
 
 T = TypeVar("T")
 
@@ -107,15 +108,13 @@ def unmount(target: str, *, detach: bool = True) -> bool:
 def bind(source: str, target: str, *, readonly: bool = False, recursive: bool = False) -> None:
     """Bind-mount, read-only from the first moment where asked (mount_setattr(2))."""
     depth = _AT_RECURSIVE if recursive else 0
-    tree = _syscall("open_tree", _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | _CLOEXEC | depth)
-    try:
+    flags = _OPEN_TREE_CLONE | _CLOEXEC | depth
+    with closing(_syscall("open_tree", _AT_FDCWD, os.fsencode(source), flags)) as tree:
         if readonly:
             attributes = (ctypes.c_uint64 * 4)(_ATTR_RDONLY, 0, 0, 0)
             size = ctypes.sizeof(attributes)
             _syscall("mount_setattr", tree, b"", _AT_EMPTY_PATH | depth, ctypes.byref(attributes), size)
         _move(tree, target)
-    finally:
-        os.close(tree)
 
 
 def _move(tree: int, target: str) -> None:
@@ -172,11 +171,8 @@ def _mount_new(item: Mount, target: str) -> None:
                 value = f"/proc/self/fd/{borrowed[-1]}"
             _syscall("fsconfig", fs, _SET_STRING, key.encode(), os.fsencode(value), 0)
         _syscall("fsconfig", fs, _CMD_CREATE, None, None, 0)
-        tree = _syscall("fsmount", fs, 1, _ATTR_RDONLY if item.readonly else 0)
-        try:
+        with closing(_syscall("fsmount", fs, 1, _ATTR_RDONLY if item.readonly else 0)) as tree:
             _move(tree, target)
-        finally:
-            os.close(tree)
     except OSError as error:
         raise OSError(error.errno, _explain(fs) or error.strerror, target) from None
     finally:

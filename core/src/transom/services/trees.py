@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable
 
 from transom.contract.storage import Usage
+from transom.services.files import closing
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FICLONE = 0x40049409
@@ -224,20 +225,15 @@ def _copy_attributes_of(source: int, target: int, name: bytes) -> None:
 
 def _copy_file(source: int, target: int, name: bytes, found: os.stat_result) -> None:
     if stat.S_ISREG(found.st_mode):
-        reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME, dir_fd=source)
-        try:
+        old = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME, dir_fd=source)
+        with closing(old) as reader:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            writer = os.open(name, flags, 0o600, dir_fd=target)
-            try:
+            with closing(os.open(name, flags, 0o600, dir_fd=target)) as writer:
                 if found.st_size and not _reflink(reader, writer):
                     os.ftruncate(writer, found.st_size)
                     for start, size in data_pieces(reader, found.st_size):
                         _copy_range(reader, writer, start, start + size)
                 copy_attributes(reader, writer)
-            finally:
-                os.close(writer)
-        finally:
-            os.close(reader)
         return
     if stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
