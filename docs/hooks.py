@@ -284,14 +284,16 @@ def _items(block):
 
 
 def config_table():
-    """Every key of the configuration with its type and default."""
+    """Every key of the configuration with its meaning, type and default."""
     from transom.config import Config
 
+    meanings = msgspec.json.decode((ROOT / "docs" / "keys.json").read_bytes())
     rows = []
     for field in msgspec.structs.fields(Config):
         if field.name not in ("origin", "ignored"):
-            rows.append(f"| `{field.encode_name}` | {_kind(field.type)} | {_default(field)} |")
-    return "| key | value | default |\n|---|---|---|\n" + "\n".join(rows)
+            key = field.encode_name
+            rows.append(f"| `{key}` | {meanings[key]} | {_kind(field.type)} | {_default(field)} |")
+    return "| key | meaning | value | default |\n|---|---|---|---|\n" + "\n".join(rows)
 
 
 def _kind(kind):

@@ -115,6 +115,20 @@ def test_every_key_of_the_configuration_is_described(site):
     assert [reason for reason in IGNORED.values() if reason not in text] == []
 
 
+def test_a_key_is_marked_as_without_effect_exactly_while_nothing_reads_it():
+    meanings = json.loads((ROOT / "docs" / "keys.json").read_text())
+    assert meanings.keys() == KEYS
+    sources = [path for place in ("core/src", "engine/src") for path in (ROOT / place).rglob("*.py")]
+    code = "".join(path.read_text() for path in sources)
+    own = (ROOT / "core/src/transom/config.py").read_text()
+    marked = {key for key, text in meanings.items() if text.endswith("(no effect yet)")}
+    names = {key: key.removeprefix("transom.").replace("-", "_") for key in KEYS}
+    read = {key for key in KEYS if key.endswith("-driver")}  # `Config.drivers` puts their names together
+    read |= {k for k, n in names.items() if re.search(rf"\bconfig\.{n}\b", code) or re.search(rf"\bself\.{n}\b", own)}
+    assert sorted(marked & read) == [], "these are read by now: take the mark away in docs/keys.json"
+    assert sorted(KEYS - read - marked) == [], "nothing reads these: mark them in docs/keys.json"
+
+
 def test_the_order_in_which_drivers_are_tried_is_described_and_has_no_vfs(site):
     text = read(site, "selecting-drivers.html").text
     for kind in ("storage", "network", "logging", "limits"):
