@@ -501,7 +501,8 @@ class _Packing:
                 holes = b"%d\n" % len(pieces) + b"".join(b"%d\n%d\n" % piece for piece in pieces)
                 holes += bytes(-len(holes) % tarfile.BLOCKSIZE)
                 marks = {"major": "1", "minor": "0", "name": info.name, "realsize": str(found.st_size)}
-                info.pax_headers |= {f"GNU.sparse.{key}": value for key, value in marks.items()}
+                sparse = {f"GNU.sparse.{key}": value for key, value in marks.items()}
+                info.pax_headers = {**info.pax_headers, **sparse}
                 info.name = "GNUSparseFile.0"
             else:
                 pieces, stored = [(0, found.st_size)], found.st_size
