@@ -187,9 +187,7 @@ class Drivers:
         cls = self.load(kind, name)
         typed = convert(driver=cls, options=options or {}, where=where)
         driver = cls(options=typed, root=self.state / kind / name, run=self.run / kind / name)
-        if not self._wrapper_names:
-            return driver
-        return bind(driver, contract_of(kind), [_open_wrapper(wrapper) for wrapper in self._wrapper_names])
+        return bind(driver, contract_of(kind), map(_open_wrapper, self._wrapper_names))
 
     def load(self, kind: str, name: str) -> type[Driver]:
         """Import the named driver's class and make sure that it keeps its contract; raises like `open`."""
@@ -417,9 +415,8 @@ def _manager(contract: type[Driver], driver: object) -> Any:
             return _SPEC if module_or_class is contract and name in names else None
 
         def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-            if plugin is driver:
-                return _PLAIN if name in names else None
-            return getattr(getattr(plugin, name, None), "__transom_wrapper__", None)
+            options = _PLAIN if plugin is driver else _WRAPPER
+            return options if name in names else None
 
     manager = Manager("transom")
     manager.add_hookspecs(contract)
@@ -476,7 +473,6 @@ def _hooks(wrapper: Wrapper, operations: Iterable[str]) -> object:
         def hook(self: object) -> Generator[None, Any, Any]:
             return (yield from wrapper.around(_current.get()))
 
-        hook.__transom_wrapper__ = _WRAPPER  # type: ignore[attr-defined]  # functions take attributes
         hook.__qualname__ = f"Hooks.{name}"  # pluggy tells a method by its dotted name
         setattr(Hooks, name, hook)
     return Hooks()

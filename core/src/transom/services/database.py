@@ -36,11 +36,8 @@ def connect(path: str | os.PathLike[str], *, schema: str, version: int = 1) -> s
         sqlite3.OperationalError: it cannot be read or written now.
     """
     path = os.fspath(path)
-    try:
-        db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    except sqlite3.OperationalError:
-        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-        db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    os.makedirs(os.path.dirname(path) or ".", mode=0o711, exist_ok=True)
+    db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
     try:
         found = _version(db)
         if found == 0:
@@ -51,16 +48,12 @@ def connect(path: str | os.PathLike[str], *, schema: str, version: int = 1) -> s
         elif found > version:
             raise ConfigError(f"{path} is of a newer transom (schema {found}): upgrade, or use another data-root")
         db.execute("PRAGMA synchronous = NORMAL")
-    except sqlite3.DatabaseError as error:
+    except BaseException as error:
         db.close()
-        if isinstance(error, sqlite3.OperationalError):  # busy, full, read-only: not the file's fault
-            raise
-        raise DriverError(
-            "opening", driver="database", subject=path, cause=error, hint="restore it from a backup, or move it away"
-        ) from error
-    except BaseException:
-        db.close()
-        raise
+        if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.OperationalError):
+            raise  # busy, full, read-only: not the file's fault
+        hint = "restore it from a backup, or move it away"
+        raise DriverError("opening", driver="database", subject=path, cause=error, hint=hint) from error
     return db
 
 

@@ -16,7 +16,6 @@ from transom.contract.storage import Usage
 from transom.services.files import closing
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FICLONE = 0x40049409
 _CANNOT = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 """What a file system answers that cannot share or copy blocks by itself."""
 Path = str | bytes | os.PathLike[str]
@@ -179,7 +178,7 @@ def copy_attributes(source: str | int, target: str | int, *, follow_symlinks: bo
 def copy_tree(source: Path, target: Path) -> None:
     """Make `target` a whole copy of the tree `source`, which must not change meanwhile.
 
-    Kept: data (shared by reflink where the file system can, ioctl_ficlone(2)), holes, hard links, sockets, fifos,
+    Kept: data (as shared blocks where the file system can, copy_file_range(2)), holes, hard links, sockets, fifos,
     devices, and what `copy_attributes` keeps. `target` may exist as a directory; entries in it that are also in
     `source` are an error. Interrupted, what is there is a part: `remove_tree` it.
 
@@ -229,10 +228,9 @@ def _copy_file(source: int, target: int, name: bytes, found: os.stat_result) -> 
         with closing(old) as reader:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with closing(os.open(name, flags, 0o600, dir_fd=target)) as writer:
-                if found.st_size and not _reflink(reader, writer):
-                    os.ftruncate(writer, found.st_size)
-                    for start, size in data_pieces(reader, found.st_size):
-                        _copy_range(reader, writer, start, start + size)
+                os.ftruncate(writer, found.st_size)
+                for start, size in data_pieces(reader, found.st_size):
+                    _copy_range(reader, writer, start, start + size)
                 copy_attributes(reader, writer)
         return
     if stat.S_ISLNK(found.st_mode):
@@ -256,19 +254,6 @@ def data_pieces(fd: int, size: int) -> list[tuple[int, int]]:
         end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
         pieces.append((start, end - start))
     return pieces
-
-
-def _reflink(reader: int, writer: int) -> bool:
-    """Let the copy share the blocks of the original until one is written; say whether the file system can."""
-    import fcntl
-
-    try:
-        fcntl.ioctl(writer, _FICLONE, reader)
-    except OSError as error:
-        if error.errno in _CANNOT:
-            return False
-        raise
-    return True
 
 
 def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
@@ -321,10 +306,7 @@ def remove_tree(path: Path) -> None:
 
 def _discard(fd: int, name: bytes, *, directory: bool) -> bool:
     try:
-        if directory:
-            os.rmdir(name, dir_fd=fd)
-        else:
-            os.unlink(name, dir_fd=fd)
+        (os.rmdir if directory else os.unlink)(name, dir_fd=fd)
     except FileNotFoundError:
         pass
     except OSError as error:
