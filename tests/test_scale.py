@@ -100,3 +100,16 @@ def test_networks_created_at_once_get_subnets_of_their_own(world):
     subnets = [world.transom.inspect(f"net{n}", "--type", "network")["IPAM"]["Config"][0]["Subnet"] for n in range(6)]
     assert len({*subnets}) == 6
     at_once(world.transom, [("network", "rm", f"net{n}") for n in range(6)])
+
+
+def test_one_command_ends_many_containers_at_once(world):
+    for words in (("stop", "-t", "0"), ("kill",), ("rm", "-f")) * 2:
+        names = [f"{words[0]}{n}" for n in range(6)]
+        at_once(
+            world.transom, [("run", "-d", "--name", n, "--network", "none", "busybox", "sleep", "9") for n in names]
+        )
+        assert world.transom(*words, *names).split() == names
+        if words[0] != "rm":
+            assert {*world.listed().values()} == {"exited"}
+            world.transom("rm", *names)
+        assert world.listed() == {}

@@ -68,6 +68,9 @@ class NetworkRecord(Pascal):
     labels: dict[str, str] = {}
 
 
+msgspec.json.Decoder(NetworkRecord)  # now: msgspec crashes when two threads meet a type for the first time at once
+
+
 class Place(msgspec.Struct, frozen=True):
     """A container's network namespace: a descriptor, -1 for the host's; `own` when it was made for this container."""
 

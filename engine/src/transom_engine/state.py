@@ -26,6 +26,8 @@ _SCHEMA = """
     CREATE TABLE event (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, record BLOB NOT NULL);
 """
 _EVENTS_KEPT = 4096
+# Made at import, not at first use: msgspec crashes when two threads meet a type for the first time at once.
+_CONTAINERS = msgspec.json.Decoder(Container)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -102,14 +104,13 @@ class State:
         row = self._db.execute("SELECT record FROM container WHERE id = ?", (id,)).fetchone()
         if row is None:
             raise NotFound(f"no such container: {id[:12]}; `transom ps -a` lists those here")
-        return msgspec.json.decode(row[0], type=Container)
+        return _CONTAINERS.decode(row[0])
 
     def containers(self, *statuses: str) -> list[Container]:
         """Return all records, or those in the given statuses."""
         where = f" WHERE status IN ({','.join('?' * len(statuses))})" if statuses else ""
         rows = self._db.execute(f"SELECT record FROM container{where}", statuses)
-        decoder = msgspec.json.Decoder(Container)
-        return [decoder.decode(row[0]) for row in rows]
+        return [_CONTAINERS.decode(row[0]) for row in rows]
 
     def resolve_container(self, reference: str) -> str:
         """Return the full id for an id, a name or an unambiguous beginning of an id.

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from transom.errors import ConfigError, Conflict, DriverError, NotFound
 from transom_engine.model import Container, MountPoint, Pascal
 from transom_engine.supervisor import now
@@ -27,6 +29,9 @@ class Volume(Pascal):
     labels: dict[str, str] = {}
     options: dict[str, str] = {}
     anonymous: bool = False
+
+
+msgspec.json.Decoder(Volume)  # now: msgspec crashes when two threads meet a type for the first time at once
 
 
 class Volumes:

@@ -56,6 +56,10 @@ class Exit(msgspec.Struct, omit_defaults=True):
     error: str = ""
 
 
+# Made at import: msgspec crashes when two threads meet a type for the first time at once.
+_REPLIES, _EXITS = msgspec.json.Decoder(Reply), msgspec.json.Decoder(Exit)
+
+
 def frame(kind: int, payload: bytes | msgspec.Struct = b"") -> bytes:
     """Make a frame; a structure becomes JSON."""
     data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
@@ -142,14 +146,14 @@ class Connection:
             pass  # what it said before it died can still be read
         while (received := self.receive()) is not None:
             if received[0] == REPLY:
-                return msgspec.json.decode(received[1], type=Reply)
+                return _REPLIES.decode(received[1])
         raise DriverError(request.do, driver="supervisor", cause="it died before it answered", hint="try again")
 
     def wait_exit(self) -> Exit | None:
         """Read on until the process has ended; None when the supervisor died."""
         while (received := self.receive()) is not None:
             if received[0] == EXIT:
-                return msgspec.json.decode(received[1], type=Exit)
+                return _EXITS.decode(received[1])
         return None
 
     def close(self) -> None:
