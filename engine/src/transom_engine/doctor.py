@@ -438,6 +438,8 @@ class _Leftovers:
             for path in (directory / "_data", directory):
                 if path.is_dir():
                     path.rmdir()
+        except FileNotFoundError:
+            pass  # gone meanwhile
         except OSError:
             self.engine.volumes.create(name)
 
@@ -459,7 +461,7 @@ class _Leftovers:
             for name in _names(base):
                 match = _TEMPORARY.fullmatch(name)
                 if match and not os.path.exists(f"/proc/{match[1] or match[2]}"):
-                    yield Fault("file", f"{base}/{name}", "it was being written", partial(os.unlink, base / name))
+                    yield Fault("file", f"{base}/{name}", "it was being written", partial(_remove, base / name))
 
     def recover(self) -> list[Finding]:
         """Let every driver finish what it had begun, at a moment when it has nothing else to do; sweep old locks."""
@@ -467,12 +469,13 @@ class _Leftovers:
         for name in _names(self.engine.run_dir / "locks"):
             id = name.removesuffix(".alive")
             if _ID.fullmatch(id) and not self._recorded(id) and self._idle(id):
-                os.unlink(self.engine.run_dir / "locks" / name)
+                _remove(self.engine.run_dir / "locks" / name)
         from transom_engine.pruning import storage_drivers
 
         for name in storage_drivers(self.engine):
             try:
-                said += [("storage driver", name, text) for text in self.engine.snapshots(name).recover()]
+                lines = self.engine.snapshots(name).recover()
+                said += [("storage driver", name, line.removeprefix(f"storage {name}: ")) for line in lines]
             except TransomError as error:
                 self.remarks.append(f"the storage driver {name} could not recover: {error}")
         held = self._quiet()
@@ -602,6 +605,9 @@ def _remove(path: str | os.PathLike[str]) -> None:
     from shutil import rmtree
 
     try:
-        rmtree(path)
+        if os.path.isdir(path) and not os.path.islink(path):
+            rmtree(path)
+        else:
+            os.unlink(path)
     except FileNotFoundError:
         pass  # gone meanwhile

@@ -130,6 +130,9 @@ def prune_images(engine: Engine, doomed: Callable[[Summary], bool], *, all: bool
             continue  # a container or an image was made of it meanwhile, or it is gone
         freed += sum(sizes.get(one.deleted, 0) for one in done)
         removed += done
+    with _layers_locked(engine) as drivers:  # and what containers that are gone had of images that are gone
+        for driver in drivers:
+            sweep_layers(engine, driver)
     return removed, freed
 
 

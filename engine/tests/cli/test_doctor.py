@@ -495,8 +495,8 @@ def test_missing_capabilities_are_remarks_with_what_they_cost(sick):
     done = subprocess.run([COMMAND, "doctor"], env=sick.env, preexec_fn=drop, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert (
-        "  remark   capabilities  CAP_SYS_RESOURCE is missing: limits above the engine's own, and a lower oom-score-adj,"
-        " are lowered to the engine's"
+        "  remark   capabilities  CAP_SYS_RESOURCE is missing: limits above the engine's own,"
+        " and a lower oom-score-adj, are lowered to the engine's"
     ) in done.stdout.splitlines()
 
 

@@ -339,3 +339,19 @@ def test_image_prune_filters_by_label(empty_transom):
     assert empty_transom.fails("image", "prune", "-f", "--filter", "before=x") == (
         "--filter 'before=x': invalid filter 'before'; there are label, label!, until"
     )
+
+
+def test_image_prune_takes_the_layers_that_a_removed_container_had_of_a_removed_image(transom):
+    transom("create", "--network", "none", "--name", "user", "busybox", "true")
+    transom("rmi", "-f", "busybox")
+    transom("rm", "user")
+    assert len(layers_of(transom)) == 2
+    transom("image", "prune", "-f")
+    assert layers_of(transom) == set()
+
+
+def test_pull_fetches_as_many_layers_at_once_as_the_config_says(empty_transom, registry):
+    registry.add_image("app", "latest", layers=[tar_of(one=os.urandom(10)) for _ in range(4)])
+    empty_transom.env["TRANSOM_MAX_CONCURRENT_DOWNLOADS"] = "1"
+    lines = empty_transom("pull", f"{registry.domain}/app").splitlines()
+    assert sum(line.endswith(": Waiting") for line in lines) == 3

@@ -62,7 +62,7 @@ def fetch(session: Session, image: str, *, platform: str, quiet: bool, out: IO[s
     with shown:
         pulled = pull(
             reference, content=engine.content, store=engine.images, platform=platform,
-            settings=_settings(engine), progress=shown.tell,
+            settings=_settings(engine), parallel=engine.config.max_concurrent_downloads, progress=shown.tell,
         )  # fmt: skip
     engine.state.event("image", "pull", reference.familiar(), name=reference.familiar_name)
     if not quiet:

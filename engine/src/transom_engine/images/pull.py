@@ -65,6 +65,7 @@ def pull(
     store: ImageStore,
     platform: str = "",
     settings: Settings | None = None,
+    parallel: int = PARALLEL,
     progress: Callable[[Progress], None] = lambda event: None,
 ) -> Pulled:
     """Fetch an image, as far as its blobs are not here, and record it under its name.
@@ -73,6 +74,7 @@ def pull(
 
     Args:
         platform: "linux/arm64", say; empty chooses what suits this host.
+        parallel: how many layers are fetched at once.
         progress: called from several threads, but never from two at once.
 
     Raises:
@@ -83,7 +85,9 @@ def pull(
     """
     wanted = names.parse(reference) if isinstance(reference, str) else reference
     with content.lease():
-        return _Pull(wanted, content=content, store=store, settings=settings, progress=progress).run(platform)
+        return _Pull(
+            wanted, content=content, store=store, settings=settings, parallel=parallel, progress=progress
+        ).run(platform)  # fmt: skip
 
 
 class _Pull:
@@ -94,9 +98,11 @@ class _Pull:
         content: ContentStore,
         store: ImageStore,
         settings: Settings | None,
+        parallel: int,
         progress: Callable[[Progress], None],
     ) -> None:
         self._reference, self._content, self._store, self._progress = reference, content, store, progress
+        self._parallel = parallel
         self._cancelled, self._lock = threading.Event(), threading.Lock()
         self._registry = Registry(reference.domain, settings=settings, cancelled=self._cancelled)
         self._subject = reference.familiar()
@@ -176,7 +182,7 @@ class _Pull:
                 missing[layer.digest] = layer
                 self._say(layer.digest, "Pulling fs layer")
         queue = list(missing.values())
-        for layer in queue[PARALLEL:]:
+        for layer in queue[self._parallel :]:
             self._say(layer.digest, "Waiting")
         failures: list[BaseException] = []
 
@@ -193,7 +199,7 @@ class _Pull:
                 self._cancelled.set()
 
         # Daemon threads: one may wait on another process's download, which must not keep this one from ending.
-        workers = [threading.Thread(target=work, daemon=True) for _ in queue[:PARALLEL]]
+        workers = [threading.Thread(target=work, daemon=True) for _ in queue[: self._parallel]]
         for worker in workers:
             worker.start()
         try:
