@@ -289,7 +289,7 @@ def load(*, path: str | None, environ: Mapping[str, str], overrides: Mapping[str
         config = msgspec.convert({**values, "origin": origin, "ignored": ignored}, Config)
     except msgspec.ValidationError:
         raise _fault(values, origin) from None
-    for key in _CHECKS.keys() & origin.keys():
+    for key in sorted(_CHECKS.keys() & origin.keys()):
         try:
             _CHECKS[key](values[key])
         except ValueError as error:

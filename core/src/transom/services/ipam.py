@@ -207,14 +207,14 @@ def parse_subnet(text: str) -> Block:
     Raises:
         ConfigError: it is none, or has bits set beyond its prefix.
     """
-    from ipaddress import ip_interface, ip_network
+    from ipaddress import ip_interface
 
     try:
         interface = ip_interface(text)
         if "/" in text and text.rpartition("/")[2].isdigit():
             if interface.ip != interface.network[0]:
                 raise ConfigError(f"subnet {text} has bits set beyond its prefix: write {interface.network}")
-            return ip_network(text)
+            return interface.network
     except ValueError:
         pass
     raise ConfigError(f"{text!r} is not a subnet: write it as 172.18.0.0/16")

@@ -124,7 +124,7 @@ def parse(hint: Any, text: str) -> Any:
     """
     kind = inspect.type_info(hint)
     try:
-        value = msgspec.convert(_read(kind, text), hint, strict=False, dec_hook=_construct)
+        value = msgspec.convert(_read(kind, text), hint, strict=False, dec_hook=lambda cls, value: cls(value))
         if value is not None:  # "null" is not a word of ours
             return value
     except ValueError:  # msgspec.ValidationError is one
@@ -179,19 +179,10 @@ def describe(struct: type[msgspec.Struct], docs: Mapping[str, str]) -> list[Opti
     for field in msgspec.structs.fields(struct):
         kind = inspect.type_info(field.type)
         default = field.default_factory() if callable(field.default_factory) else field.default
-        found.append(
-            OptionDoc(
-                name=field.encode_name,
-                type=expected(kind),
-                default="required" if field.required else _write(kind, default),
-                text=docs.get(field.name, docs.get(field.encode_name, "")),
-            )
-        )
+        written = "required" if field.required else _write(kind, default)
+        text = docs.get(field.name, docs.get(field.encode_name, ""))
+        found.append(OptionDoc(name=field.encode_name, type=expected(kind), default=written, text=text))
     return found
-
-
-def _construct(cls: type[Any], value: Any) -> Any:
-    return cls(value)
 
 
 def _core(kind: inspect.Type) -> tuple[inspect.Type, str]:
@@ -205,20 +196,13 @@ def _core(kind: inspect.Type) -> tuple[inspect.Type, str]:
     return kind, ""
 
 
-def _items(kind: inspect.Type) -> inspect.Type | None:
-    """Return the type of the items where the type is a collection."""
-    if isinstance(kind, inspect.CollectionType | inspect.VarTupleType):
-        return kind.item_type
-    return None
-
-
 def _read(kind: inspect.Type, text: str) -> Any:
     core, unit = _core(kind)
     if unit:
         return _UNITS[unit][0](text)
     if isinstance(core, inspect.BoolType):
         return parse_bool(text)
-    item = _items(core)
+    item = getattr(core, "item_type", None)  # of a collection
     if item is not None:
         return [_read(item, part.strip()) for part in text.split(",") if part.strip()]
     return text
@@ -235,7 +219,7 @@ def _write(kind: inspect.Type, value: Any) -> str:
         return write_size(value, unit=1024 if unit == "size" else 1000)
     if unit == "duration":
         return f"{value:g}s"
-    item = _items(core)
+    item = getattr(core, "item_type", None)  # of a collection
     if item is None:
         return str(getattr(value, "value", value))
     words = [_write(item, part) for part in value]
@@ -258,7 +242,7 @@ def expected(kind: inspect.Type) -> str:
         return "one of " + ", ".join(str(member.value) for member in core.cls)
     if isinstance(core, inspect.StrType):
         return f"a text that matches {core.pattern}" if core.pattern else "a text"
-    item = _items(core)
+    item = getattr(core, "item_type", None)  # of a collection
     if item is not None:
         return f"a list, separated by commas, each {expected(item)}"
     return f"a value of type {getattr(getattr(core, 'cls', None), '__name__', type(core).__name__)}"
