@@ -200,6 +200,8 @@ def test_exhaustion_is_said_and_release_frees_exactly_that_address(ipam):
         ("10.1.0.0/32", set()),
         ("fd01::/126", {"fd01::2/126", "fd01::3/126"}),
         ("fd01::/127", {"fd01::1/127"}),
+        ("255.255.255.254/31", {"255.255.255.255/31"}),
+        ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127", {"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/127"}),
     ],
 )
 def test_the_smallest_subnets_give_what_they_have(ipam, pool, addresses):

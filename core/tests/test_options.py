@@ -202,7 +202,9 @@ def test_binary_sizes_are_read_as_docker_reads_them(text, value):
     assert parse_size(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "hello", ".", " ", "-32", "32z", "32  k", "32ib", "k", "1.2.3", "9999999p"])
+@pytest.mark.parametrize(
+    "text", ["", "hello", ".", " ", "-32", "32z", "32  k", "32ib", "k", "1.2.3", "9999999p", "9" * 400 + ".5"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError):
         parse_size(text)
@@ -251,7 +253,9 @@ def test_durations_are_read_as_go_reads_them(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "3", "-", "s", ".", "-.", ".s", "+.s", "3000y", "1d", "5 s", "s5", "--5s"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "-", "s", ".", "-.", ".s", "+.s", "3000y", "1d", "5 s", "s5", "--5s", "9" * 400 + "s", "2562048h"]
+)
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError):
         parse_duration(text)

@@ -346,6 +346,8 @@ def _first_free(db: Connection, network: str, begin: bytes, end: bytes) -> bytes
             continue
         if taken != begin:
             break
+        if begin == end:  # which may be the last address there is
+            return None
         begin = _step(begin)
     return begin if begin <= end else None
 

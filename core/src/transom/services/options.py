@@ -68,10 +68,10 @@ def parse_size(text: str, *, unit: int = 1024) -> int:
         raise ValueError(f"{text!r} is not a size such as 10m")
     number, letter = match.groups()
     factor: int = unit ** ("kmgtp".index(letter.lower()) + 1) if letter else 1
-    size = int(number) * factor if number.isdigit() else int(float(number) * factor)
+    size = (int(number) if number.isdigit() else float(number)) * factor
     if size > LARGEST:
         raise ValueError(f"{text!r} is too large for a size")
-    return size
+    return int(size)
 
 
 def write_size(count: int, *, unit: int = 1024) -> str:
@@ -86,7 +86,7 @@ def parse_duration(text: str) -> float:
     """Return seconds from "300ms", "-1.5h", "2h45m" or "0": the syntax of Go's time.ParseDuration.
 
     Raises:
-        ValueError: not a duration; a number without a unit is none.
+        ValueError: not a duration, as a number without a unit, or longer than 2**63 - 1 nanoseconds.
     """
     sign, body = (-1.0, text[1:]) if text[:1] == "-" else (1.0, text.removeprefix("+"))
     if body == "0":
@@ -94,7 +94,10 @@ def parse_duration(text: str) -> float:
     parts = _DURATION.findall(body)
     if not parts or "".join(n + u for n, u in parts) != body or any(u not in SECONDS for _, u in parts):
         raise ValueError(f"{text!r} is not a duration such as 10s or 1m30s")
-    return sign * sum(float(number) * SECONDS[unit] for number, unit in parts)
+    seconds = sum(float(number) * SECONDS[unit] for number, unit in parts)
+    if seconds > LARGEST / 1e9:
+        raise ValueError(f"{text!r} is too long for a duration")
+    return sign * seconds
 
 
 def parse_bool(text: str) -> bool:
