@@ -101,9 +101,9 @@ class Connection:
         Raises:
             OSError: nobody listens there.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         # A unix address holds 107 bytes (unix(7)): go by a descriptor of the directory.
         directory = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
         except BaseException:
