@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import IO, Any, TypeVar
 
@@ -92,38 +92,33 @@ class _Stream:
     def tell(self) -> int:
         return self._passed + self._at
 
-    def _piece(self, most: int) -> memoryview:
-        if self._at == len(self._chunk):
-            self._passed += self._at
-            self._chunk, self._at = self._source.read(CHUNK), 0
-            if not self._chunk:
-                raise _damaged(f"it ends at byte {self._passed}, before its end-of-archive mark")
-        piece = memoryview(self._chunk)[self._at : self._at + most]
-        self._at += len(piece)
-        return piece
+    def _pieces(self, size: int) -> Iterator[memoryview]:
+        while size > 0:
+            if self._at == len(self._chunk):
+                self._passed += self._at
+                self._chunk, self._at = self._source.read(CHUNK), 0
+                if not self._chunk:
+                    raise _damaged(f"it ends at byte {self._passed}, before its end-of-archive mark")
+            piece = memoryview(self._chunk)[self._at : self._at + size]
+            self._at += len(piece)
+            size -= len(piece)
+            yield piece
 
     def read(self, size: int) -> bytes:
         self.headers += size
         if size < 0 or self.headers > HEADERS:
             raise _damaged(f"the headers of the entry at byte {self.tell()} are out of all proportion")
-        pieces = []
-        while size:
-            pieces.append(self._piece(size))
-            size -= len(pieces[-1])
-        self.last = b"".join(pieces)
+        self.last = b"".join(self._pieces(size))
         return self.last
 
     def seek(self, position: int) -> None:
-        ahead = position - self.tell()
-        if ahead < 0:
+        if position < self.tell():
             raise _damaged(f"the entry before byte {self.tell()} contradicts itself about its size")
-        while ahead:
-            ahead -= len(self._piece(ahead))
+        for _ in self._pieces(position - self.tell()):
+            pass
 
     def copy(self, fd: int, offset: int, size: int) -> None:
-        end = offset + size
-        while offset < end:
-            piece = self._piece(end - offset)
+        for piece in self._pieces(size):
             while piece:
                 done = os.pwrite(fd, piece, offset)
                 piece, offset = piece[done:], offset + done
