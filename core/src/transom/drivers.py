@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -433,33 +434,26 @@ def bind(driver: D, contract: type[Driver], wrappers: Iterable[Wrapper] = ()) ->
     operations = operations_of(contract)
     for wrapper in reversed(wrappers):  # pluggy calls the last registered first
         manager.register(_hooks(wrapper, operations))
-    return cast(
-        "D", _Bound(driver, {name: _announced(driver, name, getattr(manager.hook, name)) for name in operations})
-    )
+    return cast("D", _Bound(driver, {name: getattr(manager.hook, name) for name in operations}))
 
 
 class _Bound:
     """A driver whose operations go through pluggy; all other attributes are the driver's own."""
 
-    def __init__(self, driver: Driver, operations: Mapping[str, Callable[..., Any]]) -> None:
-        self.__dict__.update(operations)
+    def __init__(self, driver: Driver, hooks: Mapping[str, Callable[..., Any]]) -> None:
         self._driver = driver
+        self.__dict__.update({name: partial(self._call, name, hook) for name, hook in hooks.items()})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
 
-
-def _announced(driver: Driver, operation: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Call the hook with the call itself at hand for the wrappers, which take no arguments of the operation."""
-
-    def call(**arguments: Any) -> Any:
-        token = _current.set(Call(driver.kind, driver.name, operation, arguments))
+    def _call(self, operation: str, hook: Callable[..., Any], /, **arguments: Any) -> Any:
+        """Call the hook with the call itself at hand for the wrappers, which take no arguments of the operation."""
+        token = _current.set(Call(self._driver.kind, self._driver.name, operation, arguments))
         try:
             return hook(**arguments)
         finally:
             _current.reset(token)
-
-    return call
 
 
 def _hooks(wrapper: Wrapper, operations: Iterable[str]) -> object:
