@@ -56,8 +56,12 @@ def fragments(stream: Stream, line: bytes, at: int = 0, size: int = LIMIT) -> li
     pieces = [line[i : i + size] for i in range(0, len(line), size)]
     name = uuid.uuid4().hex
     return [
-        Chunk(stream=stream, time=START + at, data=piece,
-              partial=Partial(id=name, ordinal=number, last=number == len(pieces)))
+        Chunk(
+            stream=stream,
+            time=START + at,
+            data=piece,
+            partial=Partial(id=name, ordinal=number, last=number == len(pieces)),
+        )
         for number, piece in enumerate(pieces, 1)
     ]
 
@@ -267,13 +271,21 @@ class LoggingSuite(Suite):
     @READ
     def test_empty_lines_and_carriage_returns_are_kept(self, log: Log) -> None:
         log.keep([out(b"\n\n"), err(b"\n"), out(b"dos\r\n\r\nbar\rfoo\n"), out(b" \n\t\n")])
-        assert lines(log.read()) == [(OUT, b"\n"), (OUT, b"\n"), (ERR, b"\n"), (OUT, b"dos\r\n"), (OUT, b"\r\n"),
-                                     (OUT, b"bar\rfoo\n"), (OUT, b" \n"), (OUT, b"\t\n")]
+        assert lines(log.read()) == [
+            (OUT, b"\n"),
+            (OUT, b"\n"),
+            (ERR, b"\n"),
+            (OUT, b"dos\r\n"),
+            (OUT, b"\r\n"),
+            (OUT, b"bar\rfoo\n"),
+            (OUT, b" \n"),
+            (OUT, b"\t\n"),
+        ]
 
     @READ
     @pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, 2 * LIMIT, 1 << 20])
     def test_fragments_join_to_their_line(self, log: Log, size: int) -> None:
-        line = bytes(random.Random(size).choices(b"abcdefghijklmnopqrstuvwxyz\"\\<>", k=size)) + b"\n"
+        line = bytes(random.Random(size).choices(b'abcdefghijklmnopqrstuvwxyz"\\<>', k=size)) + b"\n"
         log.keep([out(b"before\n"), *fragments(OUT, line, 5), out(b"after\n", 6)])
         assert lines(log.read()) == [(OUT, b"before\n"), (OUT, line), (OUT, b"after\n")]
 
@@ -291,7 +303,7 @@ class LoggingSuite(Suite):
 
     @READ
     def test_text_in_every_script_comes_back_exactly(self, log: Log) -> None:
-        text = "åß 漢字 \U0001f680 \u2028\u2029 \ufeff \ufffd <b>&\"\\/\x7f\x1b[31m {\"log\":\"x\\n\"} \\n\n".encode()
+        text = 'åß 漢字 \U0001f680 \u2028\u2029 \ufeff \ufffd <b>&"\\/\x7f\x1b[31m {"log":"x\\n"} \\n\n'.encode()
         log.keep([out(text), err(text * 3)])
         assert lines(log.read()) == [(OUT, text)] + [(ERR, text)] * 3
 
@@ -342,8 +354,18 @@ class LoggingSuite(Suite):
 
     @READ
     @STATE
-    @pytest.mark.parametrize("query", [Query(), Query(tail=0), Query(tail=5), Query(since=START), Query(until=START),
-                                       Query(since=START, until=START + SECOND, tail=1)], ids=named)
+    @pytest.mark.parametrize(
+        "query",
+        [
+            Query(),
+            Query(tail=0),
+            Query(tail=5),
+            Query(since=START),
+            Query(until=START),
+            Query(since=START, until=START + SECOND, tail=1),
+        ],
+        ids=named,
+    )
     def test_an_empty_log_has_no_lines(self, log: Log, state: str, query: Query) -> None:
         writer = log.open()
         if state == "stopped":
@@ -359,11 +381,23 @@ class LoggingSuite(Suite):
 
     @READ
     @STATE
-    @pytest.mark.parametrize(("since", "until", "want"), [
-        (0, None, range(10)), (3, None, range(3, 10)), (9, None, range(9, 10)), (10, None, range(0)),
-        (None, 0, range(1)), (None, 4, range(5)), (None, 20, range(10)), (None, -1, range(0)), (2, 5, range(2, 6)),
-        (4, 4, range(4, 5)), (5, 2, range(0)), (-9, 99, range(10)),
-    ])
+    @pytest.mark.parametrize(
+        ("since", "until", "want"),
+        [
+            (0, None, range(10)),
+            (3, None, range(3, 10)),
+            (9, None, range(9, 10)),
+            (10, None, range(0)),
+            (None, 0, range(1)),
+            (None, 4, range(5)),
+            (None, 20, range(10)),
+            (None, -1, range(0)),
+            (2, 5, range(2, 6)),
+            (4, 4, range(4, 5)),
+            (5, 2, range(0)),
+            (-9, 99, range(10)),
+        ],
+    )
     def test_since_and_until_are_inclusive(
         self, filled: Log, state: str, since: int | None, until: int | None, want: range
     ) -> None:
@@ -473,12 +507,19 @@ class LoggingSuite(Suite):
         assert reader.next(0) is None
 
     @READ
-    @pytest.mark.parametrize(("query", "want"), [
-        (Query(follow=True), range(20)), (Query(follow=True, tail=0), range(10, 20)),
-        (Query(follow=True, tail=3), range(7, 20)), (Query(follow=True, since=START + 5), range(5, 20)),
-        (Query(follow=True, since=START + 15), range(15, 20)), (Query(follow=True, until=START + 12), range(13)),
-        (Query(follow=True, since=START + 3, until=START + 14), range(3, 15)),
-    ], ids=named)
+    @pytest.mark.parametrize(
+        ("query", "want"),
+        [
+            (Query(follow=True), range(20)),
+            (Query(follow=True, tail=0), range(10, 20)),
+            (Query(follow=True, tail=3), range(7, 20)),
+            (Query(follow=True, since=START + 5), range(5, 20)),
+            (Query(follow=True, since=START + 15), range(15, 20)),
+            (Query(follow=True, until=START + 12), range(13)),
+            (Query(follow=True, since=START + 3, until=START + 14), range(3, 15)),
+        ],
+        ids=named,
+    )
     def test_following_from_the_middle_gives_what_was_asked_for(self, log: Log, query: Query, want: range) -> None:
         writer = log.open()
         for i in range(10):
@@ -574,8 +615,9 @@ class LoggingSuite(Suite):
         assert numbers(chunks + drain(reader)) == list(range(200))
 
     @READ
-    @pytest.mark.parametrize("query", [Query(), Query(tail=4321), Query(since=START + 150), Query(until=START + 99)],
-                             ids=named)
+    @pytest.mark.parametrize(
+        "query", [Query(), Query(tail=4321), Query(since=START + 150), Query(until=START + 99)], ids=named
+    )
     def test_reading_crosses_rotated_files(self, world: World, query: Query) -> None:
         if not self.rotating:
             pytest.skip("the suite's class names no rotating options")
@@ -597,6 +639,7 @@ class LoggingSuite(Suite):
         begun = 0
         taken: list[int] = []
         for _ in range(10):
+
             def write(pipe: int, first: int = begun) -> None:
                 writer = log.driver.open(container=log.container)
                 for i in range(first, first + 10_000):
@@ -668,8 +711,11 @@ class LoggingSuite(Suite):
         assert numbers(log.read(Query(tail=100))) == [*kept[-99:], 9999]
 
     @READ
-    @pytest.mark.parametrize("garbage", [b"\0" * 300, b"\xff" * 300, b"garbage\n" * 40, b'{"log":"' * 40],
-                             ids=["zeros", "ones", "lines", "beginnings"])
+    @pytest.mark.parametrize(
+        "garbage",
+        [b"\0" * 300, b"\xff" * 300, b"garbage\n" * 40, b'{"log":"' * 40],
+        ids=["zeros", "ones", "lines", "beginnings"],
+    )
     def test_a_damaged_region_is_skipped_and_reported(self, log: Log, garbage: bytes) -> None:
         log.keep([out(numbered(i, 1), i * SECOND) for i in range(200)])
         file = log.file()

@@ -57,9 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for suite in names:
         strange = [name for name in suite.known_failures if not hasattr(suite, name)]
         if strange:
-            raise pytest.UsageError(
-                f"{suite.__name__}.known_failures names no test of the suite: {', '.join(strange)}"
-            )
+            raise pytest.UsageError(f"{suite.__name__}.known_failures names no test of the suite: {', '.join(strange)}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

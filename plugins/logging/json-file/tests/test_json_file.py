@@ -68,7 +68,7 @@ def attrs(directory, facts=None, **options):
 
 
 def test_a_line_has_the_bytes_that_docker_writes(tmp_path):
-    data = b"a\0b\xff<>&\\\"\t\r\x1b\xe2\x80\xa8\xf0\x9f\x9a\x80\x7f\n"
+    data = b'a\0b\xff<>&\\"\t\r\x1b\xe2\x80\xa8\xf0\x9f\x9a\x80\x7f\n'
     path = write(tmp_path, Chunk(OUT, AT, data))
     assert path.name == "c0ffee" * 10 + "-json.log"
     assert path.read_bytes() == (
@@ -86,14 +86,17 @@ def test_a_file_can_be_read_by_its_owner_and_group_only(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize(("nanoseconds", "written"), [
-    (0, b"1970-01-01T00:00:00Z"),
-    (1, b"1970-01-01T00:00:00.000000001Z"),
-    (AT, b"2026-11-23T19:28:00.07253529Z"),
-    (1_795_462_080_500_000_000, b"2026-11-23T19:28:00.5Z"),
-    (-1, b"1969-12-31T23:59:59.999999999Z"),
-    (253_402_300_799_999_999_999, b"9999-12-31T23:59:59.999999999Z"),
-])
+@pytest.mark.parametrize(
+    ("nanoseconds", "written"),
+    [
+        (0, b"1970-01-01T00:00:00Z"),
+        (1, b"1970-01-01T00:00:00.000000001Z"),
+        (AT, b"2026-11-23T19:28:00.07253529Z"),
+        (1_795_462_080_500_000_000, b"2026-11-23T19:28:00.5Z"),
+        (-1, b"1969-12-31T23:59:59.999999999Z"),
+        (253_402_300_799_999_999_999, b"9999-12-31T23:59:59.999999999Z"),
+    ],
+)
 def test_times_are_written_without_zeros_at_the_end(nanoseconds, written):
     assert stamp(nanoseconds) == written
 
@@ -151,8 +154,11 @@ def test_a_fragment_that_ends_like_an_escaped_newline_is_no_line(tmp_path):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(Stream), st.integers(0, 3), st.text(max_size=30), st.booleans())),
-       st.integers(1, 400), st.integers(0, 12))
+@given(
+    st.lists(st.tuples(st.sampled_from(Stream), st.integers(0, 3), st.text(max_size=30), st.booleans())),
+    st.integers(1, 400),
+    st.integers(0, 12),
+)
 def test_whatever_is_written_is_read_back(pieces, max_size, tail):
     chunks = [Chunk(s, AT + t, (body + "\n" * ends).encode()) for s, t, body, ends in pieces]
     with tempfile.TemporaryDirectory() as directory:
@@ -181,7 +187,7 @@ def test_a_variable_goes_over_a_label_of_the_same_name_and_the_tag_over_both(tmp
 
 
 def test_attributes_have_the_bytes_of_go(tmp_path):
-    facts = {"labels": {"b": "\t<>&\"\\\u2028\x7f\x01", "a": "\udcff"}}
+    facts = {"labels": {"b": '\t<>&"\\\u2028\x7f\x01', "a": "\udcff"}}
     path = write(tmp_path, Chunk(OUT, AT, b"x\n"), facts=facts, labels="a,b")
     assert path.read_bytes() == (
         b'{"log":"x\\n","stream":"stdout","attrs":{"a":"\xef\xbf\xbd",'
@@ -193,29 +199,39 @@ def test_options_that_select_nothing_add_no_attributes(tmp_path):
     assert attrs(tmp_path, labels="absent", env_regex="^absent", tag="{{.ImageName}}") is None
 
 
-FACTS = {"id": "0123456789abcdef" * 4, "name": "web", "image_id": "sha256:" + "fedcba9876543210" * 4,
-         "image_name": "busybox:1", "command": ("sh", "-c", "true"), "hostname": "host", "labels": {"k": "v"}}
+FACTS = {
+    "id": "0123456789abcdef" * 4,
+    "name": "web",
+    "image_id": "sha256:" + "fedcba9876543210" * 4,
+    "image_name": "busybox:1",
+    "command": ("sh", "-c", "true"),
+    "hostname": "host",
+    "labels": {"k": "v"},
+}
 
 
-@pytest.mark.parametrize(("template", "want"), [
-    ("plain", "plain"),
-    ("{{.ID}}", "0123456789ab"),
-    ("{{ .FullID }}", "0123456789abcdef" * 4),
-    ("{{.Name}}/{{.ImageName}}", "web/busybox:1"),
-    ("{{.ImageID}} {{.ImageFullID}}", "fedcba987654 sha256:" + "fedcba9876543210" * 4),
-    ("{{.Command}}", "sh -c true"),
-    ("{{.DaemonName}} on {{.Hostname}}", "transom on host"),
-    ("{{.ExtraAttributes}}", "map[k:v]"),
-    ("{{json .ExtraAttributes}}", '{"k":"v"}'),
-    ("{{.Name | upper}}", "WEB"),
-    ('{{split .ImageName ":" | json}}', '["busybox","1"]'),
-    ('{{join (split .ImageName ":") "-"}}', "busybox-1"),
-    ("{{lower `ABC`}} {{title .Name}}", "abc Web"),
-    ("{{pad .Name 1 2}}|", " web  |"),
-    ("{{truncate .ImageName 4}}", "busy"),
-    ('{{"a\\"b"}}', 'a"b'),
-    ("a  {{- .Name -}}  b", "awebb"),
-])
+@pytest.mark.parametrize(
+    ("template", "want"),
+    [
+        ("plain", "plain"),
+        ("{{.ID}}", "0123456789ab"),
+        ("{{ .FullID }}", "0123456789abcdef" * 4),
+        ("{{.Name}}/{{.ImageName}}", "web/busybox:1"),
+        ("{{.ImageID}} {{.ImageFullID}}", "fedcba987654 sha256:" + "fedcba9876543210" * 4),
+        ("{{.Command}}", "sh -c true"),
+        ("{{.DaemonName}} on {{.Hostname}}", "transom on host"),
+        ("{{.ExtraAttributes}}", "map[k:v]"),
+        ("{{json .ExtraAttributes}}", '{"k":"v"}'),
+        ("{{.Name | upper}}", "WEB"),
+        ('{{split .ImageName ":" | json}}', '["busybox","1"]'),
+        ('{{join (split .ImageName ":") "-"}}', "busybox-1"),
+        ("{{lower `ABC`}} {{title .Name}}", "abc Web"),
+        ("{{pad .Name 1 2}}|", " web  |"),
+        ("{{truncate .ImageName 4}}", "busy"),
+        ('{{"a\\"b"}}', 'a"b'),
+        ("a  {{- .Name -}}  b", "awebb"),
+    ],
+)
 def test_a_tag_is_a_template(tmp_path, template, want):
     opened = driver(tag=template, labels="k")
     writer = opened.open(container=container(tmp_path, **FACTS))
@@ -225,21 +241,30 @@ def test_a_tag_is_a_template(tmp_path, template, want):
     assert found["tag"] == want
 
 
-@pytest.mark.parametrize(("template", "reason"), [
-    ("{{.Nme}}", "field .Nme does not exist (did you mean .Name?); there are: .Command, .DaemonName, .ExtraAttributes, "
-                 ".FullID, .Hostname, .ID, .ImageFullID, .ImageID, .ImageName, .Name"),
-    ("{{uper .Name}}", "function 'uper' does not exist (did you mean upper?); there are: join, json, lower, pad, "
-                       "print, println, split, title, truncate, upper"),
-    ("{{.Name", "an opening {{ has no closing }}"),
-    ("{{}}", "an action of the template is empty"),
-    ("{{upper}}", "function upper takes 1 arguments, not 0"),
-    ("{{.Name | .ID}}", ".ID is not a function, so nothing can be piped into it"),
-    ("{{.Name .ID}}", "unexpected '.ID' in a template"),
-    ("{{(upper .Name}}", "an opening ( has no closing )"),
-    ("{{upper 3}}", "function upper cannot take 3"),
-    ("{{%}}", "unexpected '%' in a template"),
-    ("{{upper |}}", "function upper takes 1 arguments, not 0"),
-])
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "{{.Nme}}",
+            "field .Nme does not exist (did you mean .Name?); there are: .Command, .DaemonName, .ExtraAttributes, "
+            ".FullID, .Hostname, .ID, .ImageFullID, .ImageID, .ImageName, .Name",
+        ),
+        (
+            "{{uper .Name}}",
+            "function 'uper' does not exist (did you mean upper?); there are: join, json, lower, pad, "
+            "print, println, split, title, truncate, upper",
+        ),
+        ("{{.Name", "an opening {{ has no closing }}"),
+        ("{{}}", "an action of the template is empty"),
+        ("{{upper}}", "function upper takes 1 arguments, not 0"),
+        ("{{.Name | .ID}}", ".ID is not a function, so nothing can be piped into it"),
+        ("{{.Name .ID}}", "unexpected '.ID' in a template"),
+        ("{{(upper .Name}}", "an opening ( has no closing )"),
+        ("{{upper 3}}", "function upper cannot take 3"),
+        ("{{%}}", "unexpected '%' in a template"),
+        ("{{upper |}}", "function upper takes 1 arguments, not 0"),
+    ],
+)
 def test_a_wrong_tag_is_refused_at_check(tmp_path, template, reason):
     with pytest.raises(ConfigError) as caught:
         driver(tag=template).check(container=container(tmp_path))
@@ -259,23 +284,35 @@ def test_a_wrong_regular_expression_is_refused_at_check(tmp_path, option):
 # Options
 
 
-@pytest.mark.parametrize(("options", "reason"), [
-    ({"max-size": "0"}, "(from --log-opt): max-size must be a positive number"),
-    ({"max-size": "abc"}, ": max-size='abc' (from --log-opt): expected a size such as 10m"),
-    ({"max-size": "-1"}, ": max-size='-1' (from --log-opt): expected a size such as 10m"),
-    ({"max-file": "0"}, ": max-file='0' (from --log-opt): expected a whole number, at least 1"),
-    ({"max-file": "x"}, ": max-file='x' (from --log-opt): expected a whole number, at least 1"),
-    ({"compress": "true", "max-file": "2"},
-     "(from --log-opt): compress cannot be true when max-file is less than 2 or max-size is not set"),
-    ({"compress": "true", "max-size": "1m"},
-     "(from --log-opt): compress cannot be true when max-file is less than 2 or max-size is not set"),
-    ({"compress": "maybe"}, ": compress='maybe' (from --log-opt): expected true or false"),
-    ({"mode": "async"}, ": mode='async' (from --log-opt): expected one of blocking, non-blocking"),
-    ({"max-buffer-size": "1m"},
-     "(from --log-opt): max-buffer-size option is only supported with 'mode=non-blocking'"),
-    ({"max-sise": "1m"}, "has no option 'max-sise' (from --log-opt) (did you mean max-size?); it knows: compress, env, "
-                         "env-regex, labels, labels-regex, max-buffer-size, max-file, max-size, mode, tag"),
-])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"max-size": "0"}, "(from --log-opt): max-size must be a positive number"),
+        ({"max-size": "abc"}, ": max-size='abc' (from --log-opt): expected a size such as 10m"),
+        ({"max-size": "-1"}, ": max-size='-1' (from --log-opt): expected a size such as 10m"),
+        ({"max-file": "0"}, ": max-file='0' (from --log-opt): expected a whole number, at least 1"),
+        ({"max-file": "x"}, ": max-file='x' (from --log-opt): expected a whole number, at least 1"),
+        (
+            {"compress": "true", "max-file": "2"},
+            "(from --log-opt): compress cannot be true when max-file is less than 2 or max-size is not set",
+        ),
+        (
+            {"compress": "true", "max-size": "1m"},
+            "(from --log-opt): compress cannot be true when max-file is less than 2 or max-size is not set",
+        ),
+        ({"compress": "maybe"}, ": compress='maybe' (from --log-opt): expected true or false"),
+        ({"mode": "async"}, ": mode='async' (from --log-opt): expected one of blocking, non-blocking"),
+        (
+            {"max-buffer-size": "1m"},
+            "(from --log-opt): max-buffer-size option is only supported with 'mode=non-blocking'",
+        ),
+        (
+            {"max-sise": "1m"},
+            "has no option 'max-sise' (from --log-opt) (did you mean max-size?); it knows: compress, env, "
+            "env-regex, labels, labels-regex, max-buffer-size, max-file, max-size, mode, tag",
+        ),
+    ],
+)
 def test_a_wrong_option_is_refused_by_name(options, reason):
     with pytest.raises(ConfigError) as caught:
         driver(**options)
@@ -304,7 +341,9 @@ def test_a_file_is_rotated_before_the_record_behind_its_bound(tmp_path):
     writer.close(timeout=1)
     path = opened.location(container=container(tmp_path))
     assert {name: os.path.getsize(name) for name in (path, f"{path}.1", f"{path}.2")} == {
-        path: 500, f"{path}.1": 1000, f"{path}.2": 1000,
+        path: 500,
+        f"{path}.1": 1000,
+        f"{path}.2": 1000,
     }
     assert text(tmp_path) == b"".join(chunk.data for chunk in batch)
     assert writer.stats().delivered == 25

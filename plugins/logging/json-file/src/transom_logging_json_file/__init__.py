@@ -75,8 +75,13 @@ class JsonFile(Logging):
                 compress=self.options.compress,
             )
         except BlockingIOError as error:
-            raise DriverError("open", driver="logging json-file", subject=path,
-                              cause="another process is writing it", hint="stop the container first") from error
+            raise DriverError(
+                "open",
+                driver="logging json-file",
+                subject=path,
+                cause="another process is writing it",
+                hint="stop the container first",
+            ) from error
         except OSError as error:
             raise DriverError("open", driver="logging json-file", subject=path, cause=error, hint=FULL) from error
 

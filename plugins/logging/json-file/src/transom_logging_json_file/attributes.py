@@ -30,8 +30,10 @@ def attributes(container: LogContainer, options: JsonFileOptions) -> dict[str, s
             try:
                 regex = re.compile(pattern)
             except re.error as error:
-                raise ConfigError(f"logging driver json-file: {option}={pattern!r}: {error}; "
-                                  "expected a regular expression such as ^app") from None
+                raise ConfigError(
+                    f"logging driver json-file: {option}={pattern!r}: {error}; "
+                    "expected a regular expression such as ^app"
+                ) from None
             found |= {name: value for name, value in pool.items() if regex.search(name)}
     if options.tag:
         from transom_logging_json_file.template import render

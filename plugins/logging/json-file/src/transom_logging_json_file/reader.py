@@ -177,8 +177,11 @@ class FileReader(Reader):
 
     def _report(self, chunks: Chunks) -> None:
         if self._damage is not None:
-            chunks.notice(f"{self._damage.end - self._damage.offset} bytes of the log are damaged and were skipped "
-                          f"(from byte {self._damage.offset} of the file)", self._time)
+            chunks.notice(
+                f"{self._damage.end - self._damage.offset} bytes of the log are damaged and were skipped "
+                f"(from byte {self._damage.offset} of the file)",
+                self._time,
+            )
             self._damage = None
 
     def _block(self, file: File) -> bytes:

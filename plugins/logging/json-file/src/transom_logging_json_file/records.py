@@ -74,8 +74,14 @@ def decode(line: bytes, offset: int) -> Record | None:
     """Read one line without its newline; None when it is no record."""
     try:
         raw = _decode_raw(line)
-        return Record(offset=offset, end=offset + len(line) + 1, stream=_STREAMS[raw.stream],
-                      time=nanoseconds(raw.time), data=raw.log.encode(), attrs=raw.attrs)
+        return Record(
+            offset=offset,
+            end=offset + len(line) + 1,
+            stream=_STREAMS[raw.stream],
+            time=nanoseconds(raw.time),
+            data=raw.log.encode(),
+            attrs=raw.attrs,
+        )
     except (ValueError, KeyError):
         return None
 
@@ -134,8 +140,9 @@ def _run(block: bytes, at: int, offset: int) -> Record | None:
         return None
     if first is None:
         return None
-    return Record(offset=offset + at, end=offset + end, stream=first.stream, time=first.time, data=data,
-                  attrs=first.attrs)
+    return Record(
+        offset=offset + at, end=offset + end, stream=first.stream, time=first.time, data=data, attrs=first.attrs
+    )
 
 
 def backwards(fd: int, end: int) -> Iterator[Record]:
@@ -169,8 +176,14 @@ class Chunks:
 
     def add(self, record: Record) -> None:
         like = self._like
-        if (like is None or like.time != record.time or like.stream is not record.stream or like.attrs != record.attrs
-                or not record.data.endswith(b"\n") or not self._data[-1].endswith(b"\n")):
+        if (
+            like is None
+            or like.time != record.time
+            or like.stream is not record.stream
+            or like.attrs != record.attrs
+            or not record.data.endswith(b"\n")
+            or not self._data[-1].endswith(b"\n")
+        ):
             self.flush()
             self._like = record
         self._data.append(record.data)

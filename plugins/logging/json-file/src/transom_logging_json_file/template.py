@@ -12,8 +12,10 @@ from transom.contract.logging import LogContainer
 from transom.errors import choices, nearest
 
 _ACTION = re.compile(r"\{\{(?:-\s)?(.*?)(?:\s-)?\}\}", re.DOTALL)
-_TOKEN = re.compile(r'\s*(?:(?P<field>\.\w+)|(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+)'
-                    r"|(?P<name>\w+)|(?P<sign>[|()]))")
+_TOKEN = re.compile(
+    r'\s*(?:(?P<field>\.\w+)|(?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+)'
+    r"|(?P<name>\w+)|(?P<sign>[|()]))"
+)
 
 _FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "json": (1, lambda value: msgspec.json.encode(value, order="sorted").decode()),
@@ -103,8 +105,9 @@ class _Action:
             return self._operand()
         self._tokens.pop(0)
         if word not in _FUNCTIONS:
-            raise ValueError(f"function {word!r} does not exist{nearest(word, _FUNCTIONS)}; "
-                             f"there are: {choices(_FUNCTIONS)}")
+            raise ValueError(
+                f"function {word!r} does not exist{nearest(word, _FUNCTIONS)}; there are: {choices(_FUNCTIONS)}"
+            )
         count, function = _FUNCTIONS[word]
         given = []
         while self._tokens and self._tokens[0][1] not in ("|", ")"):
@@ -121,8 +124,10 @@ class _Action:
         kind, word = self._tokens.pop(0)
         if kind == "field":
             if word[1:] not in self._known:
-                raise ValueError(f"field {word} does not exist{nearest(word, ['.' + name for name in self._known])}; "
-                                 f"there are: {choices('.' + name for name in self._known)}")
+                raise ValueError(
+                    f"field {word} does not exist{nearest(word, ['.' + name for name in self._known])}; "
+                    f"there are: {choices('.' + name for name in self._known)}"
+                )
             return self._known[word[1:]]
         if kind == "text":
             return word[1:-1] if word[0] == "`" else msgspec.json.decode(word)

@@ -90,8 +90,9 @@ class FileWriter(Writer):
     def __init__(self, *, path: str, attrs: bytes, max_size: int | None, max_file: int, compress: bool) -> None:
         self.path, self.max_size, self.max_file, self.compress = path, max_size, max_file, compress
         middle = b'"attrs":' + attrs + b"," if attrs else b""
-        self._middles = {stream: b'","stream":"%s",%s"time":"' % (stream.name.lower().encode(), middle)
-                         for stream in Stream}
+        self._middles = {
+            stream: b'","stream":"%s",%s"time":"' % (stream.name.lower().encode(), middle) for stream in Stream
+        }
         self._taken = self._delivered = self._dropped = 0
         self._generation = 0
         self._packing: Packing | None = None
