@@ -17,7 +17,9 @@ from transom.drivers import contract_of, operations_of
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))
 DISTRIBUTIONS = [ROOT / "core", ROOT / "conformance", ROOT / "engine", *PLUGINS]
-CORE_LINES = 2_000
+CORE_LINES = 3_150
+"""More than the plan's 2,000: docs/architecture.md says where they are. They may become fewer, not more."""
+
 # Words of Docker's that say more than one thing: a mode of the UTS, IPC, PID or cgroup namespace, not only a driver.
 ALSO_MODES = {"host", "none", "container"}
 
@@ -143,9 +145,8 @@ def test_the_core_stays_small():
     for path in sources("core"):
         floors["services" if "services" in path.parts else "heart"] += code_lines(path)
     total = sum(floors.values())
-    print(f"transom-core: {total} lines of code {floors}, meant to be at most {CORE_LINES}")
-    if total > CORE_LINES:
-        pytest.xfail(f"transom-core has {total} lines of code {floors}: {total - CORE_LINES} above {CORE_LINES}")
+    print(f"transom-core: {total} lines of code {floors}")
+    assert total <= CORE_LINES, f"transom-core has {total} lines of code {floors}: remove some before you add"
 
 
 def driver_names():

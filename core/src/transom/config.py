@@ -127,12 +127,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     # All networks
     default_address_pools: tuple[AddressPool, ...] = ()
     default_network_opts: dict[str, dict[str, str]] = {}
-    iptables: bool = True
-    ip6tables: bool = True
     ip_forward: bool = True
     ip_masq: bool = True
-    userland_proxy: bool = True
-    userland_proxy_path: str = ""
     dns: tuple[str, ...] = ()
     dns_opts: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -209,6 +205,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 _IGNORED = {
+    "a network driver publishes and isolates by a firewall table of its own": "iptables ip6tables",
+    "ports are published without a proxy": "userland-proxy userland-proxy-path",
     "a limits driver owns its control groups": "cgroup-parent cpu-rt-period cpu-rt-runtime exec-opts",
     "containers never depend on a daemon: they outlive it always": "live-restore",
     "containers share the host's user ids": "userns-remap",

@@ -89,7 +89,11 @@ def network_files(engine: Engine, container: Container, *, host_network: bool) -
     directory = engine.container_dir(container.id)
     contents = {
         "hostname": f"{container.config.hostname or os.uname().nodename}\n",
-        "hosts": hosts(container, host_network=host_network),
+        "hosts": hosts(
+            container,
+            host_network=host_network,
+            host_gateway=engine.config.host_gateway_ip or next(iter(engine.config.host_gateway_ips), ""),
+        ),
     }
     for name, text in contents.items():
         # In place: a restarted container's other mounts of the file keep seeing it.
@@ -113,8 +117,12 @@ def write_resolv_conf(engine: Engine, container: Container, *, host_network: boo
         file.write(text)
 
 
-def hosts(container: Container, *, host_network: bool) -> str:
-    """Return /etc/hosts: the loopback names, the container's own addresses, and ``--add-host``."""
+def hosts(container: Container, *, host_network: bool, host_gateway: str) -> str:
+    """Return /etc/hosts: the loopback names, the container's own addresses, and ``--add-host``.
+
+    Args:
+        host_gateway: what ``host-gateway`` stands for; empty for the gateway of the container's first network.
+    """
     text = _read("/etc/hosts") if host_network else _HOSTS
     name = container.config.hostname
     names = f"{name}.{container.config.domainname} {name}" if container.config.domainname else name
@@ -124,7 +132,7 @@ def hosts(container: Container, *, host_network: bool) -> str:
     for entry in container.host_config.extra_hosts:
         host, _, address = entry.partition(":")
         if address == "host-gateway":
-            address = gateway
+            address = host_gateway or gateway
             if not address:
                 raise ConfigError(f"--add-host {entry}: the container's networks have no gateway; write an address")
         lines.append(f"{address}\t{host}")

@@ -10,6 +10,7 @@ import msgspec
 
 from transom.errors import ConfigError
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings
+from transom_engine.networks import DEFAULT
 from transom_engine.resources import resources_of
 from transom_engine.supervisor import now
 
@@ -40,7 +41,8 @@ def prepare(
         raise ConfigError(
             "--rm and --restart contradict each other: a container that is removed when it ends cannot restart"
         )
-    host.network_mode = "bridge" if host.network_mode in {"", "default"} else host.network_mode
+    host.network_mode = DEFAULT if host.network_mode in {"", "default"} else host.network_mode
+    host.ipc_mode = host.ipc_mode or engine.config.default_ipc_mode
     host.shm_size = host.shm_size or engine.config.default_shm_size
     host.cgroupns_mode = host.cgroupns_mode or engine.config.default_cgroupns_mode
     _check_words(engine, merged, host)

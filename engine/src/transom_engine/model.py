@@ -143,7 +143,7 @@ class HostConfig(Pascal):
     extra_hosts: list[str] = []
     group_add: list[str] = []
     pid_mode: str = ""
-    ipc_mode: str = "private"
+    ipc_mode: str = ""
     uts_mode: str = msgspec.field(default="", name="UTSMode")
     cgroupns_mode: str = ""
     userns_mode: str = ""

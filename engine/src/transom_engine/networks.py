@@ -140,7 +140,9 @@ class Networks:
                 return None
         with self._lock():
             record = self.engine.state.find("network", NetworkRecord, name=name)
-            return record or self._add(name, driver, configs=self._default_subnets() if name == DEFAULT else [])
+            if record is not None or name != DEFAULT:
+                return record or self._add(name, driver, configs=[])
+            return self._add(name, driver, configs=self._default_subnets(), ipv6=self.engine.config.ipv6)
 
     def _default_subnets(self) -> builtins.list[IpamConfig]:
         """Return what Docker's keys bip, fixed-cidr and default-gateway say of the default network."""
@@ -604,7 +606,12 @@ class Networks:
         return Network(
             id=record.id,
             name=record.name,
-            options=self._options(record.driver, driver.NetworkOptions, {**defaults, **record.options}, "--opt"),
+            options=self._options(
+                record.driver,
+                driver.NetworkOptions,
+                {**defaults, **self._daemon_options(record), **record.options},
+                "--opt",
+            ),
             subnets=tuple(
                 Subnet(
                     pool=c.subnet, gateway=c.gateway or None, range=c.ip_range or None, reserved=c.auxiliary_addresses
@@ -616,6 +623,20 @@ class Networks:
             mtu=(config.mtu or None) if record.name == DEFAULT else None,
             labels=record.labels,
         )
+
+    def _daemon_options(self, record: NetworkRecord) -> dict[str, str]:
+        """Return what Docker's keys bridge, icc and ip-masq say of the default network, where its driver knows it."""
+        if record.name != DEFAULT:
+            return {}
+        config = self.engine.config
+        words = {
+            "com.docker.network.bridge.name": config.bridge,
+            "com.docker.network.bridge.enable_icc": "" if config.icc else "false",
+            "com.docker.network.bridge.enable_ip_masquerade": "" if config.ip_masq else "false",
+        }
+        struct = self.engine.network_driver(record.driver).NetworkOptions
+        known = {field.encode_name for field in msgspec.structs.fields(struct)}
+        return {name: word for name, word in words.items() if word and name in known}
 
     def _options(self, driver: str, struct: type[msgspec.Struct], words: dict[str, str], where: str) -> Any:
         from transom.services.options import convert

@@ -104,7 +104,7 @@ _FLAGS: tuple[Flag, ...] = (
     _many("--ulimit", help="Ulimit options"),
     _many("--sysctl", help="Sysctl options"),
     _text("--pid", help="PID namespace to use"),
-    _text("--ipc", help="IPC mode to use", default="private"),
+    _text("--ipc", help="IPC mode to use"),
     _text("--uts", help="UTS namespace to use"),
     _text("--cgroupns", help="Cgroup namespace to use (host|private)"),
     _switch("--init", help="Run an init inside the container that forwards signals and reaps processes"),
