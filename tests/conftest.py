@@ -115,7 +115,8 @@ class World:
             running = shown["Status"] == state and state in ("running", "paused")
             if running and not alive(shown["Pid"]):
                 time.sleep(1)  # it ended just now: its supervisor is clearing it away
-                shown = json.loads(self.transom.call("inspect", id).out or '[{"State": {"Pid": 0}}]')[0]["State"]
+                found = json.loads(self.transom.call("inspect", id).out or "[]")
+                shown = found[0]["State"] if found else {"Pid": 0}
                 assert shown["Pid"] == 0, f"{name} is shown running and its process {shown['Pid']} is gone"
                 return self.listed()
             if shown["Status"] == state and not running:

@@ -77,12 +77,8 @@ class Upstream:
 
     @staticmethod
     def _listen(host):
-        from pyroute2 import IPRoute
-
-        with IPRoute() as route:
-            lo = route.link_lookup(ifname="lo")[0]
-            if not host.startswith("127.") and not list(route.get_addr(match={"address": host})):
-                route.addr("add", index=lo, address=host, prefixlen=32)
+        if not host.startswith("127."):
+            subprocess.run(["ip", "address", "replace", f"{host}/32", "dev", "lo"], check=True)
         opened = [socket.socket(socket.AF_INET, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
         for sock in opened:
             sock.bind((host, 53))
