@@ -62,6 +62,9 @@ _COMMANDS = {
     "volume": ("volume", "Manage volumes"),
 }
 
+_ACTS_ON = {"image": "image", "config": "system", "doctor": "system", "system": "system"}
+"""The kind of object that the commands of a module act on, in an auth driver's words; others act on containers."""
+
 
 class Session:
     """What a command line asks for: its global flags; the configuration and the engine, made when first used."""
@@ -99,7 +102,8 @@ def _authorize(engine: Engine) -> None:
     caller = UnixPeer(pid=os.getpid(), uid=os.getuid(), gid=os.getgid())
     request = Request(unix=caller, command=tuple(sys.argv))
     words = click.get_current_context().command_path.split()[1:]
-    kind = words[0] if len(words) > 1 else "container"
+    module = _COMMANDS.get(words[0], ("", ""))[0]
+    kind = words[0] if len(words) > 1 else _ACTS_ON.get(module, "container")
     access = Access(opened)
     access.authorize(access.authenticate(request), f"{kind}.{words[-1]}", Target(kind=kind), request)
 
