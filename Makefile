@@ -4,7 +4,9 @@ PYTHON ?= /usr/bin/python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DISTS  := core conformance engine $(wildcard plugins/*/*)
-DEBIAN := python3 python3-venv crun runc nftables libnftables1 iproute2 busybox-static
+# The first line is what the command needs; the second, what its tests need besides.
+DEBIAN := python3 python3-venv crun runc nftables libnftables1 iproute2 busybox-static tini \
+          docker-registry e2fsprogs procps strace
 TESTS  ?=
 
 .PHONY: run test lint docs bench lock packages bytecode
