@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from transom import __version__
 from transom.errors import TransomError
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _from_distribution(name: str) -> click.Command | None:
 @click.option("--log-driver", metavar="NAME", help="The log driver of new containers")
 @click.option("--limits-driver", metavar="NAME", help="The resource-limit driver")
 @click.option("--network-driver", metavar="NAME", help="The driver of the default network and of new ones")
-@click.version_option(package_name="transom-engine", prog_name="transom", message="%(prog)s %(version)s")
+@click.version_option(version=__version__, prog_name="transom", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, /, path: str | None, debug: bool, **overrides: object) -> None:
     """A container engine whose every moving part is a driver."""
