@@ -16,7 +16,6 @@ from transom.services.resources import (
     device_numbers,
     from_cpus,
     parse_list,
-    weight_of_shares,
     write_list,
 )
 
@@ -159,15 +158,6 @@ def test_no_text_makes_the_list_parser_raise_anything_but_its_error(text: str) -
 @pytest.mark.parametrize(("nano", "pair"), [(500_000_000, (100_000, 50_000)), (10_000_000, (100_000, 1000))])
 def test_cpus_become_a_quota_of_the_usual_period(nano: int, pair: tuple[int, int]) -> None:
     assert from_cpus(nano) == pair
-
-
-def test_shares_keep_bounds_and_default_as_weights() -> None:
-    assert [weight_of_shares(shares) for shares in (2, 1024, 262144)] == [1, 100, 10000]
-
-
-@given(st.integers(2, 262143))
-def test_more_shares_never_weigh_less(shares: int) -> None:
-    assert 1 <= weight_of_shares(shares) <= weight_of_shares(shares + 1) <= 10000
 
 
 def test_a_device_is_named_by_numbers_or_by_the_path_of_a_block_device(tmp_path: os.PathLike[str]) -> None:

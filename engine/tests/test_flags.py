@@ -221,14 +221,6 @@ def test_a_bad_host_is_told():
     )
 
 
-def test_container_names_are_checked():
-    assert flags.container_name("/web-1") == "web-1"
-    for name in ("", "-x", "a", "a b", "a/b"):
-        assert refusal(flags.container_name, name) == (
-            f"--name {name!r}: invalid container name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-        )
-
-
 def test_sizes_are_binary_and_swap_can_be_unlimited():
     assert flags.size("512m", flag="-m") == 512 << 20
     assert flags.size("-1", flag="--memory-swap", unlimited=True) == -1

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from transom_engine.flags import container_name
+from transom_engine.flags import NAME
 from transom_engine.names_generator import ADJECTIVES, SURNAMES, generate
 
 
@@ -23,7 +23,7 @@ def test_a_name_is_an_adjective_and_a_surname_and_a_valid_container_name():
     adjective, surname = name.split("_")
     assert adjective in ADJECTIVES
     assert surname in SURNAMES
-    assert container_name(name) == name
+    assert NAME.fullmatch(name)
 
 
 def test_a_taken_name_gets_digits_until_it_is_free():

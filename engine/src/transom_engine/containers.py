@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import builtins
 import os
-import re
 import signal
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ import msgspec
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError
 from transom.services.files import Lock
 from transom_engine import wire
+from transom_engine.flags import NAME
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig
 from transom_engine.supervisor import launch, now, remove_runtime_state
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 RUNNING = frozenset({"running", "paused", "restarting"})
 _UNFINISHED = frozenset({"creating", "removing"})
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 KILLED = 137
 """The exit code of what SIGKILL ended: 128 + 9."""
 
@@ -180,7 +179,7 @@ class Containers:
         """Insert the record, which reserves the name; a generated name that is taken is replaced."""
         container.state.status = "creating"
         if not generated:
-            if not _NAME.fullmatch(container.name):
+            if not NAME.fullmatch(container.name):
                 raise _bad_name(container.name)
             self.engine.state.add_container(container)
             return
@@ -409,7 +408,7 @@ class Containers:
 
     def rename(self, reference: str, name: str) -> None:
         """Give the container another name."""
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise _bad_name(name)
         container = self.get(reference)
         with self.engine.state.transaction():

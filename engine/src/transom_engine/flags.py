@@ -42,7 +42,8 @@ TMPFS_OPTIONS = (
     "mode", "uid", "gid", "nr_inodes", "nr_blocks", "size", "mpol",
 )  # fmt: skip
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+"""What a container or a volume may be called (Docker's RestrictedNamePattern)."""
 _PUBLISH = "[[IP:][HOST_PORT]:]CONTAINER_PORT[/PROTOCOL], ports being numbers or ranges such as 8000-8010"
 _VOLUME = "[SOURCE:]DESTINATION[:OPTIONS]"
 
@@ -160,7 +161,7 @@ def volume(text: str) -> MountPoint:
         source = os.path.abspath(source)
     elif len(source) == 1:
         raise _bad("-v", text, "volume name is too short, names have at least two characters")
-    elif source and source[0] != "/" and not _NAME.fullmatch(source):
+    elif source and source[0] != "/" and not NAME.fullmatch(source):
         raise _bad(
             "-v", text, f"{source!r} includes invalid characters for a volume name, only [a-zA-Z0-9][a-zA-Z0-9_.-] "
             "are allowed; for a directory of the host write its absolute path",
@@ -294,14 +295,6 @@ def add_host(text: str) -> str:
         except ValueError:
             raise _bad("--add-host", text, f"invalid IP address {address!r}", "HOST:IP, or HOST:host-gateway") from None
     return f"{name}:{address}"
-
-
-def container_name(text: str) -> str:
-    """Check what ``--name`` says; a leading slash is dropped, as Docker does."""
-    name = text.removeprefix("/")
-    if not _NAME.fullmatch(name):
-        raise _bad("--name", text, "invalid container name, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
-    return name
 
 
 # Limits and devices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Condition, Thread
 from time import monotonic
 
@@ -89,6 +89,15 @@ class Feed:
             self.writer.close(timeout=max(0.1, end - monotonic()))
         except Exception as error:
             self._complain(str(error))
+
+
+def queue_limit(options: Mapping[str, str]) -> int:
+    """Return the bytes that may wait: with Docker's ``mode=non-blocking`` its ``max-buffer-size``, 1 MB by default."""
+    if options.get("mode") != "non-blocking":
+        return QUEUE_LIMIT
+    from transom.services.options import parse_size
+
+    return parse_size(options.get("max-buffer-size", "1m"))
 
 
 def _lines(chunks: Sequence[Chunk]) -> int:

@@ -147,11 +147,6 @@ class State:
             return False
         return True
 
-    def save(self, table: str, record: Any, **key: str) -> None:
-        """Replace the record with that key."""
-        ((column, value),) = key.items()
-        self._db.execute(f"UPDATE {table} SET record = ? WHERE {column} = ?", (self._encode(record), value))
-
     def delete(self, table: str, **key: str) -> None:
         """Delete the record with that key; absent is success."""
         ((column, value),) = key.items()

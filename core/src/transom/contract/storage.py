@@ -36,7 +36,7 @@ A worked example, a driver that copies::
 
         def prepare(self, id, parents, size, idmap):
             source = self.root / parents[0] if parents else None
-            copy_tree(source=source, target=self.root / id)
+            copy_tree(source, self.root / id)
 
         def mounts(self, id, parents, state):
             return (Mount(type="bind", source=str(self.root / id), readonly=state is not State.ACTIVE),)
@@ -47,7 +47,7 @@ A worked example, a driver that copies::
         def owned(self):
             return frozenset(os.listdir(self.root))
 
-        def usage(self, id):
+        def usage(self, id, parents):
             return measure_tree(self.root / id)
 """
 

@@ -165,19 +165,3 @@ def device_numbers(device: str) -> str:
     if not stat.S_ISBLK(status.st_mode):
         raise ConfigError(f"device {device!r} is not a block device; give a block device's path or MAJOR:MINOR")
     return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-
-
-def weight_of_shares(shares: int) -> int:
-    """Convert v1's cpu.shares (2 to 262144) to v2's cpu.weight (1 to 10000).
-
-    The quadratic in log2 that runc and crun use from 2025 on: it maps 2 to 1, the default of 1024 to the
-    default of 100, and 262144 to 10000. The linear formula before it gave 1024 a weight of 39.
-    """
-    from math import ceil, log2
-
-    if shares <= 2:
-        return 1
-    if shares >= 262144:
-        return 10000
-    bits = log2(shares)
-    return ceil(10 ** ((bits * bits + 125 * bits) / 612 - 7 / 34))

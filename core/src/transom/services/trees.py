@@ -356,3 +356,15 @@ def _measure(walk: _Walk) -> Usage:
 
     walk.through(enter, lambda _name: None, in_use=True)
     return Usage(size=blocks * 512, inodes=inodes)
+
+
+_ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def layer_directories(root: Path) -> frozenset[str]:
+    """Return the directories of `root` whose names can be layers' ids: a driver's `owned`, where each is one layer."""
+    try:
+        with os.scandir(os.fsdecode(root)) as entries:
+            return frozenset(e.name for e in entries if _ID.issuperset(e.name) and e.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return frozenset()

@@ -17,7 +17,6 @@ from transom.services.options import Size
 _OFF = ("index", "metacopy", "redirect_dir")
 """Kept off whatever the kernel's default: with them on, an upper directory is not the whole difference."""
 _PARAMETERS = "/sys/module/overlay/parameters"
-_ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 _SIZE_REFUSED = (
     "storage driver overlay2: overlay2.size needs project quotas, which this driver does not set up;"
     " leave the option out, or give the driver's root a file system of its own"
@@ -123,15 +122,9 @@ class Overlay2(Storage):
 
     def owned(self) -> frozenset[str]:
         """Every directory of `root` whose name can be an id."""
-        try:
-            with os.scandir(self.root) as entries:
-                return frozenset(
-                    entry.name
-                    for entry in entries
-                    if _ID.issuperset(entry.name) and entry.is_dir(follow_symlinks=False)
-                )
-        except FileNotFoundError:
-            return frozenset()
+        from transom.services.trees import layer_directories
+
+        return layer_directories(self.root)
 
     def usage(self, id: str, parents: tuple[str, ...]) -> Usage:
         """Measure the upper directory."""

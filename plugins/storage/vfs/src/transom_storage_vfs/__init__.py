@@ -9,8 +9,6 @@ from transom.contract import Probe
 from transom.contract.storage import IdMap, Mount, State, Storage, StorageCapability, Usage
 from transom.errors import DriverError
 
-_ID = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
-
 
 class Vfs(Storage):
     """A layer is ``root/ID``: a copy of its parent, shared by reflink where the file system can."""
@@ -65,15 +63,9 @@ class Vfs(Storage):
 
     def owned(self) -> frozenset[str]:
         """Every directory of `root` whose name can be an id."""
-        try:
-            with os.scandir(self.root) as entries:
-                return frozenset(
-                    entry.name
-                    for entry in entries
-                    if _ID.issuperset(entry.name) and entry.is_dir(follow_symlinks=False)
-                )
-        except FileNotFoundError:
-            return frozenset()
+        from transom.services.trees import layer_directories
+
+        return layer_directories(self.root)
 
     def usage(self, id: str, parents: tuple[str, ...]) -> Usage:
         """Measure the whole copy; blocks shared by reflink count in full."""
