@@ -15,11 +15,11 @@ def seeded(monkeypatch, request):
 @pytest.fixture
 def faulty(install, seeded):
     """An installation of all drivers with a fault."""
-    points = {"transom.conformance": ["auth.peer = seeded:EXAMPLES"]}
+    points = {"transom.conformance": ["auth.peer = seeded.auth:EXAMPLES"]}
     for (kind, name), (cls, _) in seeded.FAULTS.items():
-        points.setdefault(f"transom.{kind}", []).append(f"{name} = seeded:{cls.__qualname__}")
+        points.setdefault(f"transom.{kind}", []).append(f"{name} = {cls.__module__}:{cls.__qualname__}")
         if kind == "auth":
-            points["transom.conformance"].append(f"auth.{name} = seeded:EXAMPLES")
+            points["transom.conformance"].append(f"auth.{name} = seeded.auth:EXAMPLES")
     return install(points)
 
 

@@ -1,0 +1,95 @@
+"""Limits drivers with one fault each, and the case that must find it."""
+
+import msgspec
+
+from seeded.found import found_by
+from transom.contract.limits import Resources
+from transom_limits_cgroup1 import Cgroup1
+
+replace = msgspec.structs.replace
+
+CORRECT = (Cgroup1,)
+
+
+class Forgetful(Cgroup1):
+    """Forgets some of what it is asked for."""
+
+    def create(self, id, resources):
+        return super().create(id, self.heard(resources))
+
+    def update(self, id, resources):
+        super().update(id, self.heard(resources))
+
+    def heard(self, resources: Resources):
+        return resources
+
+
+@found_by("test_a_process_over_its_memory_dies_and_only_it")
+class IgnoresMemory(Forgetful):
+    def heard(self, resources):
+        return replace(resources, memory=None, memory_swap=None)
+
+
+@found_by("test_half_a_cpu_is_half_a_cpu")
+class IgnoresCpuQuota(Forgetful):
+    def heard(self, resources):
+        return replace(resources, cpu_quota=None, cpu_period=None)
+
+
+@found_by("test_forks_stop_at_the_limit_and_the_host_goes_on")
+class IgnoresPids(Forgetful):
+    def heard(self, resources):
+        return replace(resources, pids=None)
+
+
+@found_by("test_a_device_that_is_not_on_the_list_cannot_be_opened")
+class AllowsAllDevices(Forgetful):
+    def heard(self, resources):
+        return replace(resources, devices=None)
+
+
+@found_by("test_a_frozen_group_stands_still_until_it_is_thawed")
+class FreezesNothing(Cgroup1):
+    def freeze(self, id):
+        self._present(id)
+
+
+@found_by("test_statistics_agree_with_what_was_used")
+class HasUsedNoMemory(Cgroup1):
+    def stats(self, id):
+        return replace(super().stats(id), memory=0, memory_max=0)
+
+
+@found_by("test_each_kill_for_want_of_memory_is_reported_and_counted")
+class CountsNoKills(Cgroup1):
+    def stats(self, id):
+        return replace(super().stats(id), oom_kills=0)
+
+
+@found_by("test_removal_of_an_absent_group_succeeds_and_so_does_its_kill")
+class RefusesToRemoveTheAbsentGroup(Cgroup1):
+    def remove(self, id):
+        self._present(id)
+        super().remove(id)
+
+
+@found_by("test_owned_is_exactly_what_exists")
+class OwnsOneOnly(Cgroup1):
+    def owned(self):
+        return frozenset(sorted(super().owned())[:1])
+
+
+@found_by("test_an_update_leaves_alone_what_it_does_not_name")
+class UpdatesEverything(Cgroup1):
+    def update(self, id, resources):
+        super().update(id, replace(resources, pids=resources.pids or -1))
+
+
+@found_by("test_kill_reaches_one_group_only")
+class KillsAtTheSecondTime(Cgroup1):
+    asked = set()
+
+    def kill(self, id):
+        if id in self.asked:
+            super().kill(id)
+        self.asked.add(id)

@@ -1,0 +1,106 @@
+"""Network drivers with one fault each, and the case that must find it."""
+
+import msgspec
+
+from seeded.found import found_by
+from transom.contract.network import Attachment, Network, NetworkCapability, Owned
+from transom.errors import Conflict
+from transom_network_bridge import Bridge
+from transom_network_none import Null
+
+replace = msgspec.structs.replace
+
+CORRECT = (
+    Null,
+    Bridge,
+)
+
+
+@found_by("test_a_namespace_of_its_own_gets_a_loopback_that_is_up")
+class LeavesLoopbackDown(Null):
+    def attach(self, network, endpoint, netns):
+        return Attachment()
+
+
+@found_by("test_recovery_of_a_healthy_host_repairs_nothing")
+class RepairsForEver(Null):
+    def recover(self):
+        return ["repaired what was whole"]
+
+
+@found_by("test_undeclared_capabilities_are_refused")
+class PublishesWithoutClaim(Null):
+    def publish(self, network, endpoint, ports):
+        return ports
+
+
+@found_by("test_networks_are_made_and_removed_any_number_of_times")
+class OwnsAGhost(Null):
+    def owned(self):
+        return Owned(networks=frozenset({"f" * 64}))
+
+
+@found_by("test_an_attachment_is_what_is_in_the_namespace")
+class ReportsAnotherMtu(Bridge):
+    def attach(self, network, endpoint, netns):
+        return replace(super().attach(network, endpoint, netns), mtu=1234)
+
+
+@found_by("test_the_wanted_interface_name_and_mac_are_given")
+class IgnoresTheMac(Bridge):
+    def attach(self, network, endpoint, netns):
+        return super().attach(network, replace(endpoint, mac=""), netns)
+
+
+@found_by("test_an_endpoint_is_attached_once")
+class AttachesAgainQuietly(Bridge):
+    def attach(self, network, endpoint, netns):
+        try:
+            return super().attach(network, endpoint, netns)
+        except Conflict:
+            return Attachment()
+
+
+@found_by("test_detaching_twice_succeeds_and_the_endpoint_can_be_attached_again")
+class LeavesTheInterface(Bridge):
+    done = set()
+
+    def detach(self, network, endpoint):
+        if endpoint.id in self.done:
+            super().detach(network, endpoint)
+        self.done.add(endpoint.id)
+
+
+@found_by("test_what_has_no_record_is_removed_by_its_id_alone")
+class NeedsTheRecordToDelete(Bridge):
+    def delete_network(self, network: Network):
+        if network.name:
+            super().delete_network(network)
+
+
+@found_by("test_an_internal_network_has_no_way_out")
+class LetsInternalNetworksOut(Bridge):
+    def create_network(self, network):
+        super().create_network(replace(network, internal=False))
+
+    def attach(self, network, endpoint, netns):
+        return super().attach(replace(network, internal=False), endpoint, netns)
+
+
+@found_by("test_a_port_published_at_loopback_is_the_hosts_alone")
+class PublishesEverywhere(Bridge):
+    def publish(self, network, endpoint, ports):
+        return super().publish(network, endpoint, tuple(replace(port, address="") for port in ports))
+
+
+@found_by("test_publishing_again_replaces_and_withdrawing_ends_it")
+class KeepsPortsPublished(Bridge):
+    def unpublish(self, network, endpoint):
+        pass
+
+
+@found_by("test_undeclared_capabilities_are_refused")
+class RefusesWithoutAName(Null):
+    def lookup(self, network, name):
+        error = self.unsupported(NetworkCapability.LOOKUP)
+        raise type(error)("no")
