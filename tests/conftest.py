@@ -134,7 +134,7 @@ class World:
         names = self.transom("ps", "-aq").split()
         if names:
             self.transom("rm", "-f", "-v", *names)
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 30
         while (left := self.census() - self.fresh) and time.monotonic() < deadline:
             time.sleep(0.05)  # the kernel takes interfaces and groups away a moment after their last process
         return left

@@ -1,6 +1,7 @@
 """Restart policies, and the ways in which a container is made to end."""
 
 import itertools
+import json
 import os
 import signal
 import time
@@ -79,6 +80,22 @@ def test_a_container_is_stopped_while_it_waits_to_be_restarted(world):
     assert time.monotonic() - begin < 5
     time.sleep(1)
     assert world.listed() == {"box": "exited"}
+
+
+def test_a_stop_while_the_container_is_being_started_again_is_not_forgotten(world, tmp_path):
+    slow, begun = tmp_path / "crun-slow", tmp_path / "begun"
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *--bundle*) echo >>{begun}; sleep 0.7;; esac\nexec crun "$@"\n')
+    slow.chmod(0o755)
+    settings = json.loads(world.config.read_text())
+    settings |= {"runtimes": {"slow": {"path": str(slow)}}, "default-runtime": "slow"}
+    world.config.write_text(json.dumps(settings))
+    world.transom.detached("--name", "box", "--restart", "always")
+    begins = begun.read_text()
+    os.kill(pid(world), signal.SIGKILL)
+    world.transom.wait_until(lambda: begun.read_text() != begins)
+    world.transom("rename", "box", "crate")
+    world.transom("stop", "-t", "0", "crate")
+    assert world.listed() == {"crate": "exited"}
 
 
 def test_a_container_that_waits_to_be_restarted_is_removed(world):

@@ -80,7 +80,7 @@ def test_a_case_that_hangs_fails_and_the_next_one_runs(small):
 @pytest.mark.parametrize("what", ["descriptor", "thread", "process", "mount"])
 def test_what_leaks_fails_the_case_and_is_taken_away(install, what):
     driver = f"leaks-a-{what}"
-    installation = install({"transom.storage": [f"{driver} = seeded:LeaksA{what.title()}"]})
+    installation = install({"transom.storage": [f"{driver} = seeded.storage:LeaksA{what.title()}"]})
     report = installation.prove("storage", driver, "-k", "an_empty_layer")
     (case,) = report.cases
     assert case.reason.startswith("at teardown: left behind: ")

@@ -94,17 +94,22 @@ class Containers:
         limits.remove(id=container.id)
         self.engine.networks.leave(container)
         self.engine.networks.forget(container)
-        if container.state.status in RUNNING:
-            state = container.state
-            state.status, state.running, state.paused, state.restarting, state.pid = "exited", False, False, False, 0
-            state.exit_code, state.finished_at = KILLED, now()
-            state.error = "its supervisor was killed"
-            container.shim_pid = 0
-            with self.engine.state.transaction():
-                self.engine.state.save_container(container)
-                self.event("die", container, exitCode=str(KILLED))
-        else:
-            self.engine.state.save_container(container)
+        with self.engine.state.changing(container.id) as record:
+            self.engine.networks.note(container, record)
+            if record.state.status in RUNNING:
+                state = record.state
+                state.status, state.running, state.paused, state.restarting, state.pid = (
+                    "exited",
+                    False,
+                    False,
+                    False,
+                    0,
+                )
+                state.exit_code, state.finished_at = KILLED, now()
+                state.error = "its supervisor was killed"
+                record.shim_pid = 0
+                self.event("die", record, exitCode=str(KILLED))
+        container = record
         self.clear_run(container.id)
         if container.host_config.auto_remove:
             self.discard(container)
@@ -349,10 +354,8 @@ class Containers:
 
     def _end(self, container: Container, request: wire.Request) -> None:
         """Have the supervisor end the container for good, and wait until it has."""
-        with self.engine.state.transaction():
-            record = self.engine.state.container(container.id)
+        with self.engine.state.changing(container.id) as record:
             record.manually_stopped = True
-            self.engine.state.save_container(record)
         try:
             connection = self.connect(container)
         except Conflict:
@@ -399,11 +402,9 @@ class Containers:
             self._note_paused(container.id, paused=False)
 
     def _note_paused(self, id: str, *, paused: bool) -> None:
-        with self.engine.state.transaction():
-            container = self.engine.state.container(id)
+        with self.engine.state.changing(id) as container:
             container.state.paused = paused
             container.state.status = "paused" if paused else "running"
-            self.engine.state.save_container(container)
             self.event("pause" if paused else "unpause", container)
 
     def rename(self, reference: str, name: str) -> None:
@@ -411,10 +412,8 @@ class Containers:
         if not NAME.fullmatch(name):
             raise _bad_name(name)
         container = self.get(reference)
-        with self.engine.state.transaction():
-            record = self.engine.state.container(container.id)
+        with self.engine.state.changing(container.id) as record:
             old, record.name = record.name, name
-            self.engine.state.save_container(record)
             self.event("rename", record, oldName=old)
 
     def update(self, reference: str, changes: Mapping[str, object]) -> builtins.list[str]:
@@ -443,10 +442,8 @@ class Containers:
             refused = limits.unsupported_resources(resources=resources)
             if container.state.status in RUNNING and changes.keys() - {"restart_policy"}:
                 limits.update(id=container.id, resources=resources)
-            with self.engine.state.transaction():
-                record = self.engine.state.container(container.id)
+            with self.engine.state.changing(container.id) as record:
                 record.host_config = changed
-                self.engine.state.save_container(record)
                 self.event("update", record)
         return warnings + [f"{field} has no effect: {reason}" for field, reason in refused.items()]
 

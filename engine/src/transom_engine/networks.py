@@ -369,6 +369,17 @@ class Networks:
             self._join_one(container, name, place, netns, gateway=name == gateway)
         self._publish(container, gateway or next(iter(places), ""))
 
+    def note(self, container: Container, record: Container, *joined: str) -> None:
+        """Copy to a record what `container` has got on its networks and where its ports are.
+
+        What a command has put it on or taken it off meanwhile stays as it is on record, but for what it `joined`.
+        """
+        places = record.network_settings.networks
+        for name, place in container.network_settings.networks.items():
+            if name in places or name in joined:
+                places[name] = place
+        record.network_settings.ports = container.network_settings.ports
+
     def _has_gateway(self, name: str) -> bool:
         record = self.get(name)
         return not record.internal and any(config.gateway for config in record.ipam.config)
@@ -379,7 +390,8 @@ class Networks:
         driver.create_network(network=network)
         place.network_id, place.endpoint_id = record.id, place.endpoint_id or os.urandom(32).hex()
         # On record before the driver acts: a crash in between is cleared away by what it says.
-        self.engine.state.save_container(container)
+        with self.engine.state.changing(container.id) as kept:
+            self.note(container, kept, name)
         endpoint = self._allocate(container, record, network, place, driver, gateway=gateway)
         attachment = driver.attach(network=network, endpoint=endpoint, netns=netns)
         _note(place, attachment)
@@ -530,10 +542,11 @@ class Networks:
                         self._join_one(container, record.name, place, netns, gateway=False)
                     except BaseException:
                         self._leave_one(container, record.name, place)
-                        del container.network_settings.networks[record.name]
-                        self.engine.state.save_container(container)
+                        with self.engine.state.changing(container.id) as kept:
+                            kept.network_settings.networks.pop(record.name, None)
                         raise
-            self.engine.state.save_container(container)
+            with self.engine.state.changing(container.id) as kept:
+                self.note(container, kept, record.name)
         if container.state.pid:
             self._reload(container)
 
@@ -573,8 +586,8 @@ class Networks:
             if place.endpoint_id:
                 self._leave_one(container, record.name, place)
                 self._release(record.name, place)
-            del container.network_settings.networks[record.name]
-            self.engine.state.save_container(container)
+            with self.engine.state.changing(container.id) as kept:
+                kept.network_settings.networks.pop(record.name, None)
 
     # Between records and contracts
 

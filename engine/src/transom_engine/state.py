@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import msgspec
@@ -86,6 +87,22 @@ class State:
             )
         except sqlite3.IntegrityError:
             raise self._name_taken(container.name) from None
+
+    @contextmanager
+    def changing(self, id: str) -> Iterator[Container]:
+        """Yield the record as it is now and save what is done to it, in one transaction.
+
+        Commands and the container's supervisor change one record: who saves a copy read earlier undoes what the other
+        said meanwhile (that the container was stopped for good, that it has another name).
+
+        Raises:
+            NotFound: it is gone.
+            Conflict: it got a name that is taken.
+        """
+        with self.transaction():
+            container = self.container(id)
+            yield container
+            self.save_container(container)
 
     def _name_taken(self, name: str) -> Conflict:
         holder = self._db.execute("SELECT id FROM container WHERE name = ?", (name,)).fetchone()

@@ -214,7 +214,8 @@ class Supervisor:
     def main(self) -> None:
         """Start the container, serve until it has ended for good, clear away, and tell who waits."""
         become_subreaper()
-        container = self.engine.state.container(self.id)
+        with self.engine.state.changing(self.id) as container:
+            container.manually_stopped = False
         try:
             self._own_namespaces()
             self._listen()
@@ -225,7 +226,7 @@ class Supervisor:
         except Exception as error:
             self._fail(container, f"starting container {container.name} failed: {type(error).__name__}: {error}", 125)
             return
-        self.first.send(wire.REPLY, wire.Reply(pid=container.state.pid))
+        self.first.send(wire.REPLY, wire.Reply(pid=self._host_pid(self.main_process.pid)))
         while True:
             self._serve()
             container = self._ended()
@@ -286,15 +287,14 @@ class Supervisor:
             raise
         if self.attach is not None:
             self._attach(self.first, self.main_process, self.attach)
-        state = container.state
-        state.status, state.running, state.paused, state.restarting = "running", True, False, False
-        state.pid, state.exit_code, state.error = self._host_pid(self.main_process.pid), 0, ""
-        state.oom_killed = False
-        state.started_at = now()
-        container.shim_pid, container.manually_stopped = self.host_pid, False
-        with self.engine.state.transaction():
-            self.engine.state.save_container(container)
-            self._event("start", container)
+        with self.engine.state.changing(self.id) as record:
+            state = record.state
+            state.status, state.running, state.paused, state.restarting = "running", True, False, False
+            state.pid, state.exit_code, state.error = self._host_pid(self.main_process.pid), 0, ""
+            state.oom_killed, state.started_at = False, now()
+            record.shim_pid, record.log_path = self.host_pid, container.log_path
+            self.engine.networks.note(container, record)
+            self._event("start", record)
         if self.resolver is not None:
             self.resolver.start()
         self.backoff.started()
@@ -794,8 +794,7 @@ class Supervisor:
         self.clear()
         process.close()
         self.kill_at = 0.0
-        with self.engine.state.transaction():  # commands may change the record meanwhile
-            container = self.engine.state.container(self.id)
+        with self.engine.state.changing(self.id) as container:
             restarts = should_restart(container, process.code or 0)
             state = container.state
             state.running, state.paused, state.pid, state.oom_killed = False, False, 0, oom_killed
@@ -804,7 +803,6 @@ class Supervisor:
             if not restarts:
                 container.shim_pid = 0
                 self.engine.networks.forget(container)
-            self.engine.state.save_container(container)
             self._event("die", container, exitCode=str(state.exit_code))
         return container
 
@@ -833,17 +831,16 @@ class Supervisor:
             while self.restart_at and time.monotonic() < self.restart_at:
                 self._poll()
             due, self.restart_at = bool(self.restart_at), 0.0
-            container = self.engine.state.container(self.id)
-            if not due or not should_restart(container, container.state.exit_code):
-                container.state.status, container.state.restarting, container.shim_pid = "exited", False, 0
-                self.engine.state.save_container(container)
-                return False
-            container.restart_count += 1
+            with self.engine.state.changing(self.id) as container:
+                if not due or not should_restart(container, container.state.exit_code):
+                    container.state.status, container.state.restarting, container.shim_pid = "exited", False, 0
+                    return False
+                container.restart_count += 1
             try:
                 self.start(container)
             except Exception as error:
-                container.state.error, container.state.exit_code = str(error), getattr(error, "exit_code", 125)
-                self.engine.state.save_container(container)
+                with self.engine.state.changing(self.id) as container:
+                    container.state.error, container.state.exit_code = str(error), getattr(error, "exit_code", 125)
                 continue
             self._event("restart", container)
             return True
@@ -859,10 +856,10 @@ class Supervisor:
         self._flush_all()
 
     def _fail(self, container: Container, text: str, code: int) -> None:
-        container.state.status, container.state.exit_code, container.state.error = "created", code, text
-        container.shim_pid = 0
-        self.engine.networks.forget(container)
-        self.engine.state.save_container(container)
+        with self.engine.state.changing(self.id) as container:
+            container.state.status, container.state.exit_code, container.state.error = "created", code, text
+            container.shim_pid = 0
+            self.engine.networks.forget(container)
         self.engine.containers.clear_run(self.id)
         self.first.send(wire.REPLY, wire.Reply(error=text, code=code))
         self._flush_all()
