@@ -1,0 +1,365 @@
+"""What is left when a process is killed, a call fails, the disk is full or the power goes; and its repair."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from transom.contract.storage import State, Storage
+from transom.errors import DriverError
+from transom.services.snapshots import Snapshots
+from transom_conformance.faults import calls_of, faulted_at, fork, killed_at, wait
+from transom_conformance.storage.cases import StorageCases
+from transom_conformance.storage.layers import Layers, clear, names_in, put, wait_for_detached
+from transom_conformance.storage.scribbles import scribble
+from transom_conformance.suite import World
+
+
+class Crashes(StorageCases):
+    """What is left when a process is killed, a call fails, the disk is full or the power goes; and its repair."""
+
+    # Crashes and repair
+
+    def test_killed_at_any_step_a_layer_is_absent_or_whole(self, layers: Layers) -> None:
+        """59: prepare, view, commit and remove, killed at each call into the system in turn."""
+        layers.committed("base", fill=put(**{f"f{n}": str(n) for n in range(5)}, d__e="1"))
+        base, files = layers.tree("base"), layers.files()
+        layers.close()
+
+        def prepare() -> None:
+            Snapshots(layers.world.open()).prepare("child", "base")
+
+        def commit() -> None:
+            Snapshots(layers.world.open()).commit("child", "done")
+
+        def remove() -> None:
+            Snapshots(layers.world.open()).remove("child")
+
+        for operation in (prepare, commit, remove):
+            # Opening the driver and its records changes nothing: no use in dying there.
+            step = calls_of(lambda: Snapshots(layers.world.open()).exists("base"))
+            while True:
+                step += 1
+                if operation is not prepare:
+                    fresh = Layers(layers.world)
+                    for key in ("child", "done"):
+                        fresh.snapshots.remove(key)
+                    fresh.active("child", "base")
+                    fresh.close()
+                died = killed_at(operation, step)
+                again = Layers(layers.world)
+                try:
+                    again.snapshots.recover()
+                    assert again.snapshots.recover() == [], "a second recovery found more to do"
+                    assert again.snapshots.check() == []
+                    for key in ("base", "child", "done"):
+                        if again.snapshots.exists(key):
+                            assert again.tree(key) == base, f"{key} after {operation.__name__} died at step {step}"
+                    if operation is commit:
+                        assert again.snapshots.exists("child") != again.snapshots.exists("done")
+                    assert again.driver.owned() == {layer.id for layer in again.snapshots.walk()}
+                    again.snapshots.remove("child")
+                    again.snapshots.remove("done")
+                    assert again.files() == files, f"left behind after {operation.__name__} died at step {step}"
+                finally:
+                    again.close()
+                if not died:
+                    break
+            assert step > 1
+
+    def test_killed_at_random_what_was_committed_is_whole(self, layers: Layers) -> None:
+        """59: a process that makes, fills, commits and removes layers without pause, killed again and again."""
+        layers.committed("base", fill=put(shared="1"))
+        layers.close()
+        dice = random.Random(59)
+        for round in range(12):
+            ready, tell = os.pipe()
+
+            def work(round: int = round, tell: int = tell) -> None:
+                own = Layers(layers.world)
+                os.write(tell, b"!")
+                for n in range(1000):
+                    name = f"r{round}-{n}"
+                    own.committed(name, "base", put(**{f"f{m}": name for m in range(20)}))
+                    own.active(f"{name}-applied", "base")
+                    own.snapshots.apply(f"{name}-applied", io.BytesIO(own.diff(name)))
+                    if n % 2:
+                        own.snapshots.remove(name)
+
+            pid = fork(work)
+            os.close(tell)
+            assert os.read(ready, 1) == b"!"
+            os.close(ready)
+            time.sleep(dice.uniform(0, 0.15))
+            os.kill(pid, signal.SIGKILL)
+            wait(pid)
+            again = Layers(layers.world)
+            try:
+                again.snapshots.recover()
+                assert again.snapshots.recover() == []
+                assert again.snapshots.check() == []
+                for layer in again.snapshots.walk():
+                    if layer.state is State.COMMITTED and layer.key != "base":
+                        found = again.inside(layer.key, lambda top: {(top / f"f{m}").read_text() for m in range(20)})
+                        assert found == {layer.key}
+                    if layer.key != "base":
+                        again.snapshots.remove(layer.key)
+                assert len(again.driver.owned()) == 1
+            finally:
+                again.close()
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+    def test_whatever_fails_once_the_layer_is_absent_or_whole(self, layers: Layers, code: int) -> None:
+        """61: each call into the system fails in turn; the error is in words and everything goes on."""
+        layers.committed("base", fill=put(**{f"f{n}": str(n) for n in range(3)}, d__e="1"))
+        base = layers.tree("base")
+        layers.active("child", "base")
+        layers.snapshots.commit("child", "done")
+        layers.snapshots.remove("done")
+        layers.close()
+
+        def prepare() -> None:
+            Snapshots(layers.world.open()).prepare("child", "base")
+
+        def commit() -> None:
+            Snapshots(layers.world.open()).commit("child", "done")
+
+        def remove() -> None:
+            Snapshots(layers.world.open()).remove("child")
+
+        for operation in (prepare, commit, remove):
+            step = calls_of(lambda: Snapshots(layers.world.open()).exists("base"))
+            reached = True
+            while reached:
+                step += 1
+                again = Layers(layers.world)
+                if operation is not prepare:
+                    again.active("child", "base")
+                reached, outcome = faulted_at(operation, step, code)
+                where = f"{operation.__name__}, failed at step {step}"
+                assert outcome in {0, 2, 3}, where
+                try:
+                    again.snapshots.recover()
+                    assert again.snapshots.check() == [], where
+                    whole = {layer.key for layer in again.snapshots.walk()}
+                    expected = {prepare: {"child"}, commit: {"done"}, remove: set()}[operation]
+                    assert outcome != 0 or whole == expected | {"base"}, where
+                    for key in sorted(whole):
+                        assert again.tree(key) == base, f"{key} after {where}"
+                    for key in ("child", "done"):
+                        again.snapshots.remove(key)
+                    assert len(again.driver.owned()) == 1, where
+                finally:
+                    again.close()
+
+    def test_a_driver_tells_failures_in_words(self, layers: Layers) -> None:
+        """72: whatever fails inside prepare, commit or remove arrives as a `TransomError`, and remove clears up."""
+        layers.committed("base", fill=put(a="1", d__b="2"))
+        base = layers.snapshots.stat("base").id
+        driver = layers.driver
+        id = "e" * 20
+
+        def prepare() -> None:
+            driver.prepare(id=id, parents=(base,), size=None, idmap=None)
+
+        def commit() -> None:
+            driver.commit(id=id, parents=(base,))
+
+        def remove() -> None:
+            driver.remove(id=id)
+
+        for operation in (prepare, commit, remove):  # what they import is imported now
+            operation()
+        inherited = type(driver).commit is Storage.commit  # core's own body, and core's to put into words
+        for operation in (prepare, remove) if inherited else (prepare, commit, remove):
+            step, reached = 0, True
+            while reached:
+                step += 1
+                if operation is not prepare:
+                    prepare()
+                reached, outcome = faulted_at(operation, step, errno.EIO)
+                assert outcome in {0, 2}, f"{operation.__name__} let an OSError through at step {step}"
+                driver.remove(id=id)
+                assert driver.owned() == {base}
+                assert layers.remains([id]) == []
+
+    def test_a_full_disk_is_survived(self, world: World) -> None:
+        """52: what does not fit fails; everything is removable while it is full; then there is space again."""
+        from transom.services.mounts import mount, privately
+
+        mebibyte = 1 << 20
+        small = world.path / "small"
+        small.mkdir()
+
+        def fill(top: Path) -> None:
+            with open(top / "large", "wb", buffering=0) as file:
+                for _ in range(64):
+                    if file.write(bytes(mebibyte)) != mebibyte:
+                        file.write(b"x")
+
+        def run() -> bool:
+            mount("tmpfs", str(small), "tmpfs", data="size=24m")
+            world.path = small
+            layers = Layers(world)
+            try:
+                layers.committed("base", fill=put(a="1"))
+                layers.active("large", "base")
+                try:
+                    layers.inside("large", fill)
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                else:
+                    return False
+                base, large = (layers.snapshots.stat(key).id for key in ("base", "large"))
+                refused = []
+                try:
+                    layers.driver.prepare(id="f" * 20, parents=(base,), size=None, idmap=None)
+                except DriverError as error:
+                    refused.append(error.errno)
+                assert refused in ([], [errno.ENOSPC])
+                for id in ("f" * 20, large):
+                    layers.driver.remove(id=id)
+                layers.snapshots.remove("large")
+                layers.active("again", "base", lambda top: (top / "f").write_bytes(bytes(mebibyte)))
+                layers.snapshots.commit("again", "again")
+                assert layers.inside("again", names_in) == ["a", "f"]
+                layers.remove_all()
+            finally:
+                layers.close()
+            return True
+
+        if not privately(run):
+            pytest.skip("the driver does not keep its layers on the file system of its root")
+
+    def test_what_was_committed_survives_a_power_loss(self, world: World) -> None:
+        """60: only what had reached the disk when commit returned is there afterwards, and it is whole."""
+        import shutil
+        import subprocess
+
+        from transom.services.mounts import privately, unmount
+
+        if not shutil.which("mkfs.ext4") or not os.path.exists("/dev/loop-control"):
+            pytest.skip("needs mkfs.ext4 and loop devices")
+        disk, copy = world.path / "disk.img", world.path / "copy.img"
+        place = world.path / "disk"
+        place.mkdir()
+        with open(disk, "wb") as file:
+            file.truncate(128 << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
+        home = world.path
+
+        def attach(image: Path) -> None:
+            subprocess.run(["mount", "-o", "loop", image, place], check=True)
+
+        def run() -> None:
+            attach(disk)
+            try:
+                world.path = place
+                layers = Layers(world)
+                layers.committed("base", fill=lambda top: scribble(top, 60))
+                layers.committed("child", "base", lambda top: scribble(top, 600))
+                layers.active("unfinished", "child", put(lost="1"))
+                trees = {key: layers.tree(key) for key in ("base", "child")}
+                shutil.copyfile(disk, copy)
+                layers.close()
+            finally:
+                unmount(str(place), detach=False)
+            attach(copy)
+            try:
+                layers = Layers(world)
+                layers.snapshots.recover()
+                lines = layers.snapshots.check()
+                assert all("unfinished" in line for line in lines), lines
+                assert {key: layers.tree(key) for key in trees} == trees
+                layers.remove_all()
+                layers.close()
+            finally:
+                world.path = home
+                unmount(str(place), detach=False)
+
+        privately(run)
+        for image in (disk, copy):
+            wait_for_detached(image)
+
+    def test_a_layer_without_a_record_is_removed_and_strangers_are_left_alone(self, layers: Layers) -> None:
+        """62."""
+        layers.committed("base", fill=put(a="1"))
+        base = layers.snapshots.stat("base").id
+        layers.driver.prepare(id="f" * 20, parents=(base,), size=None, idmap=None)
+        stranger = Path(layers.driver.root) / "Not.A.Layer"
+        stranger.mkdir()
+        (stranger / "precious").write_text("x")
+        assert layers.driver.owned() == {base, "f" * 20}
+        assert any("f" * 20 in line for line in layers.snapshots.check())
+        assert any("f" * 20 in line for line in layers.snapshots.recover())
+        assert layers.snapshots.recover() == []
+        assert layers.driver.owned() == {base}
+        assert (stranger / "precious").read_text() == "x"
+        clear(stranger)
+
+    def test_a_record_without_data_is_reported_and_removable(self, layers: Layers) -> None:
+        """63: the other layers go on working."""
+        layers.committed("base", fill=put(a="1"))
+        layers.active("lost", "base")
+        layers.driver.remove(id=layers.snapshots.stat("lost").id)
+        assert any("lost" in line for line in layers.snapshots.check())
+        layers.snapshots.remove("lost")
+        assert layers.snapshots.check() == []
+        assert layers.inside("base", names_in) == ["a"]
+
+    def test_a_removal_that_was_interrupted_is_finished(self, layers: Layers) -> None:
+        """64: killed again and again, the driver reports the layer until it is wholly gone, and each time goes on."""
+
+        def fill(top: Path) -> None:
+            for n in range(6):
+                (top / f"d{n}").mkdir()
+                for m in range(6):
+                    os.mknod(top / f"d{n}" / str(m))
+
+        layers.active("large", fill=fill)
+        id, driver = layers.snapshots.stat("large").id, layers.driver
+        driver.remove(id="absent-0")  # what it imports is imported now
+        step = 1
+        while killed_at(lambda: driver.remove(id=id), step):  # a step further each time, so that it comes to an end
+            step += 1
+            assert driver.owned() == ({id} if layers.remains([id]) else frozenset())
+            assert step < 1000
+        assert layers.remains([id]) == []
+        assert driver.owned() == frozenset()
+        layers.snapshots.remove("large")
+
+    def test_a_mount_leaked_elsewhere_does_not_block_removal(self, layers: Layers) -> None:
+        """65: another process still has the layer mounted in a namespace of its own."""
+        from transom.services.mounts import mount_all, private_namespace
+
+        layers.committed("base", fill=put(a="1"))
+        layers.active("child", "base")
+        mounts = layers.snapshots.mounts("child")
+        place = layers.world.path / "leaked"
+        place.mkdir()
+        ready, tell = os.pipe()
+
+        def hold() -> None:
+            private_namespace()
+            mount_all(mounts, str(place))
+            os.write(tell, b"!")
+            time.sleep(60)
+
+        pid = fork(hold)
+        os.close(tell)
+        try:
+            assert os.read(ready, 1) == b"!"
+            layers.snapshots.remove("child")
+            assert len(layers.driver.owned()) == 1
+        finally:
+            os.close(ready)
+            os.kill(pid, signal.SIGKILL)
+            wait(pid)

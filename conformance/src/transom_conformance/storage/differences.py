@@ -1,0 +1,215 @@
+"""Changes are listed exactly, and a diff applied elsewhere makes the same tree."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from transom.contract.storage import Change, ChangeKind
+from transom.errors import ConfigError
+from transom_conformance.storage.cases import StorageCases
+from transom_conformance.storage.layers import Layers, clear, put, tree_of
+from transom_conformance.storage.scribbles import scribble
+
+
+class Differences(StorageCases):
+    """Changes are listed exactly, and a diff applied elsewhere makes the same tree."""
+
+    # Differences
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_a_diff_applied_to_a_sibling_makes_it_equal(self, layers: Layers, seed: int) -> None:
+        """29: after random changes of every kind, times included; the size is that of the files."""
+        layers.committed("base", fill=lambda top: scribble(top, seed))
+        layers.active("child", "base", lambda top: scribble(top, 1000 + seed))
+        wanted = layers.tree("child")
+        tar = layers.diff("child")
+        layers.active("sibling", "base")
+        size = layers.snapshots.apply("sibling", io.BytesIO(tar))
+        assert layers.tree("sibling") == wanted
+        assert 0 <= size <= len(tar)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_diffs_of_a_chain_make_the_same_tree_in_a_plain_directory(self, layers: Layers, seed: int) -> None:
+        """34: so they do with any other driver."""
+        from transom.services.archive import extract
+
+        plain = layers.world.path / "plain"
+        plain.mkdir()
+        parent = None
+        for n in range(4):
+            name = f"layer-{n}"
+            layers.committed(name, parent, lambda top, n=n: scribble(top, 100 * seed + n, steps=40))  # type: ignore[misc]
+            extract(stream=io.BytesIO(layers.diff(name)), root=str(plain))
+            parent = name
+        assert tree_of(plain) == layers.tree("layer-3")
+
+    def test_changes_are_listed_exactly(self, layers: Layers) -> None:
+        """30: sorted, parents first, nothing below a deleted path, nothing that was merely opened."""
+        layers.committed("base", fill=put(
+            etc__hosts="1", etc__passwd="1", etc__deep__er__file="1", gone__a="1", gone__b="1", kept="1", touched="1",
+            was_file="1", was_dir__x="1",
+        ))  # fmt: skip
+
+        def change(top: Path) -> None:
+            (top / "etc" / "hosts").write_text("22")
+            (top / "etc" / "deep" / "er" / "file").write_text("333")
+            (top / "etc" / "new").write_text("2")
+            (top / "etc" / "passwd").unlink()
+            clear(top / "gone")
+            (top / "fresh").mkdir()
+            (top / "fresh" / "file").touch()
+            os.close(os.open(top / "touched", os.O_RDWR))
+            (top / "was_file").unlink()
+            (top / "was_file").mkdir()
+            clear(top / "was_dir")
+            (top / "was_dir").touch()
+
+        layers.active("child", "base", change)
+        added, modified, deleted = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
+        assert layers.snapshots.changes("child") == [
+            Change(b"etc/deep/er/file", modified),
+            Change(b"etc/hosts", modified),
+            Change(b"etc/new", added),
+            Change(b"etc/passwd", deleted),
+            Change(b"fresh", added),
+            Change(b"fresh/file", added),
+            Change(b"gone", deleted),
+            Change(b"was_dir", modified),
+            Change(b"was_file", modified, opaque=True),
+        ]
+
+    def test_without_a_parent_everything_is_an_addition(self, layers: Layers) -> None:
+        """30: and an empty child has no changes."""
+        layers.committed("base", fill=put(a="1", d__b="2"))
+        assert layers.snapshots.changes("base") == [
+            Change(name, ChangeKind.ADDED) for name in (b"a", b"d", b"d/b")
+        ]  # fmt: skip
+        layers.active("child", "base", lambda top: os.listdir(top / "d"))
+        assert layers.snapshots.changes("child") == []
+
+    def test_a_change_of_the_same_size_is_seen_however_soon(self, layers: Layers) -> None:
+        """31: at once, and with the old time put back."""
+
+        def rewrite(top: Path) -> None:
+            (top / "soon").write_text("new")
+            times = (top / "sly").stat()
+            (top / "sly").write_text("new")
+            os.utime(top / "sly", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+        layers.committed("base", fill=put(soon="old", sly="old", same="old"))
+        layers.active("child", "base", rewrite)
+        assert layers.snapshots.changes("child") == [Change(name, ChangeKind.MODIFIED) for name in (b"sly", b"soon")]
+
+    @pytest.mark.parametrize("what", ["attribute", "owner", "group", "mode", "mtime"])
+    def test_a_change_of_metadata_alone_is_a_change(self, layers: Layers, what: str) -> None:
+        """32: of files and of directories; the diff carries it."""
+
+        def change(top: Path) -> None:
+            for path in (top / "f", top / "d"):
+                match what:
+                    case "attribute":
+                        os.setxattr(path, "trusted.x", b"1")
+                    case "owner":
+                        os.chown(path, 77, -1)
+                    case "group":
+                        os.chown(path, -1, 77)
+                    case "mode":
+                        path.chmod(0o1700)
+                    case _:
+                        os.utime(path, ns=(1, 1))
+
+        layers.committed("base", fill=put(f="1", d__inner="1"))
+        layers.active("child", "base", change)
+        assert layers.snapshots.changes("child") == [Change(name, ChangeKind.MODIFIED) for name in (b"d", b"f")]
+        layers.active("sibling", "base")
+        layers.snapshots.apply("sibling", io.BytesIO(layers.diff("child")))
+        assert layers.tree("sibling") == layers.tree("child")
+
+    def test_a_diff_is_the_same_bytes_every_time(self, layers: Layers) -> None:
+        """33: again, after a commit, after a restart."""
+        layers.committed("base", fill=lambda top: scribble(top, 33))
+        layers.active("child", "base", lambda top: scribble(top, 330))
+        first = layers.diff("child")
+        assert layers.diff("child") == first
+        layers.snapshots.commit("child", "child")
+        assert layers.diff("child") == first
+        again = layers.reopen()
+        try:
+            assert again.diff("child") == first
+        finally:
+            again.close()
+
+    def test_a_diff_applied_twice_is_as_if_once(self, layers: Layers) -> None:
+        """36."""
+        layers.committed("base", fill=put(a="1", d__b="1", d__c="1"))
+
+        def change(top: Path) -> None:
+            clear(top / "d")
+            put(d__new="2", a="2")(top)
+
+        layers.active("child", "base", change)
+        tar = layers.diff("child")
+        layers.active("sibling", "base")
+        for _ in range(2):
+            layers.snapshots.apply("sibling", io.BytesIO(tar))
+        assert layers.tree("sibling") == layers.tree("child")
+
+    def test_a_damaged_or_hostile_tar_is_refused_in_words(self, layers: Layers) -> None:
+        """37, 38: cut, garbage, and leading out of the layer; the layer stays removable."""
+        import tarfile
+
+        layers.committed("base", fill=put(a="1" * 2000))
+        outside = layers.world.path / "outside"
+        outside.mkdir()
+        hostile = io.BytesIO()
+        with tarfile.open(fileobj=hostile, mode="w") as tar:
+            link = tarfile.TarInfo("link")
+            link.type, link.linkname = tarfile.SYMTYPE, "../" * 30 + str(outside).lstrip("/")
+            tar.addfile(link)
+            tar.addfile(tarfile.TarInfo("link/file"))
+        escape = io.BytesIO()
+        with tarfile.open(fileobj=escape, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo("../../outside/file"))
+        for n, bad in enumerate((layers.diff("base")[:1536], os.urandom(4096), escape.getvalue())):
+            layers.active(f"bad-{n}", "base")
+            with pytest.raises(ConfigError):
+                layers.snapshots.apply(f"bad-{n}", io.BytesIO(bad))
+            layers.snapshots.remove(f"bad-{n}")
+        layers.active("hostile", "base")
+        try:
+            layers.snapshots.apply("hostile", io.BytesIO(hostile.getvalue()))
+        except ConfigError:
+            pass
+        assert os.listdir(outside) == []
+
+    def test_a_tar_may_lean_on_what_the_parent_has(self, layers: Layers) -> None:
+        """39: a directory that it does not hold keeps its metadata, a link may go to a file of the parent."""
+        import tarfile
+
+        def fill(top: Path) -> None:
+            (top / "private").mkdir(mode=0o700)
+            os.chown(top / "private", 5, 6)
+            (top / "file").write_text("content")
+            (top / "usr" / "lib").mkdir(parents=True)
+            (top / "lib").symlink_to("usr/lib")
+
+        layers.committed("base", fill=fill)
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo("private/new"))
+            link = tarfile.TarInfo("linked")
+            link.type, link.linkname = tarfile.LNKTYPE, "file"
+            tar.addfile(link)
+            tar.addfile(tarfile.TarInfo("lib/library"))
+        layers.active("child", "base")
+        layers.snapshots.apply("child", io.BytesIO(out.getvalue()))
+        found = layers.tree("child")
+        assert (stat.S_IMODE(found[b"private"].mode), found[b"private"].owner) == (0o700, (5, 6))
+        assert found[b"linked"].content == b"content"
+        assert found[b"lib"].content == b"usr/lib"
+        assert b"usr/lib/library" in found

@@ -1,0 +1,270 @@
+"""A layer is made, committed, listed, measured and removed as the contract says."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transom.contract.storage import State, StorageCapability
+from transom.errors import Conflict, NotFound, NotSupported
+from transom_conformance.storage.cases import StorageCases
+from transom_conformance.storage.layers import Layers, names_in, put
+from transom_conformance.storage.scribbles import scribble
+from transom_conformance.suite import undeclared
+
+
+class LifeCycle(StorageCases):
+    """A layer is made, committed, listed, measured and removed as the contract says."""
+
+    # Life cycle
+
+    def test_an_empty_layer_is_an_empty_directory_of_root(self, layers: Layers) -> None:
+        """1: root:root 0755, whatever the umask."""
+        before = os.umask(0o077)
+        try:
+            layers.active("empty")
+        finally:
+            os.umask(before)
+
+        def check(top: Path) -> None:
+            found = top.stat()
+            assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o755, 0, 0)
+            assert names_in(top) == []
+
+        layers.inside("empty", check)
+        assert layers.driver.owned() == {layers.snapshots.stat("empty").id}
+        layers.snapshots.remove("empty")
+        assert layers.driver.owned() == frozenset()
+
+    def test_odd_owners_and_modes_survive_a_remount(self, layers: Layers) -> None:
+        """2: setuid, setgid, sticky, no permissions at all."""
+
+        def fill(top: Path) -> None:
+            for name, mode, uid, gid in (("d", 0o1705, 1, 2), ("f", 0o4222, 3, 4), ("g", 0o2755, 0, 5), ("n", 0, 6, 0)):
+                path = top / name
+                path.mkdir() if name == "d" else path.write_text(name)
+                os.chown(path, uid, gid)
+                path.chmod(mode)
+
+        layers.active("base", fill=fill)
+        before = layers.tree("base")
+        assert [oct(before[name].mode & 0o7777) for name in (b"d", b"f", b"g", b"n")] == [
+            "0o1705", "0o4222", "0o2755", "0o0",
+        ]  # fmt: skip
+        assert before[b"f"].owner == (3, 4)
+        layers.snapshots.commit("base", "committed")
+        assert layers.tree("committed") == before
+
+    def test_a_child_begins_equal_to_its_parent(self, layers: Layers) -> None:
+        """3: and mode, owner and attributes of the root directory are inherited down to the grandchild."""
+
+        def fill(top: Path) -> None:
+            scribble(top, 3)
+            os.chown(top, 10, 20)
+            top.chmod(0o1711)
+            os.setxattr(top, "trusted.root", b"inherited")
+
+        layers.committed("base", fill=fill)
+        base = layers.tree("base")
+        layers.active("child", "base")
+        assert layers.tree("child") == base
+        layers.snapshots.commit("child", "child")
+        layers.active("grandchild", "child")
+        assert layers.tree("grandchild") == base
+        layers.snapshots.view("view", "child")
+        assert layers.tree("view") == base
+
+    def test_states_follow_the_life_cycle(self, layers: Layers) -> None:
+        """4: commit ends the active key; only active layers are committed, only committed ones are parents."""
+        snapshots = layers.snapshots
+        layers.active("a")
+        with pytest.raises(Conflict):
+            snapshots.prepare("child", "a")
+        snapshots.commit("a", "base")
+        with pytest.raises(NotFound):
+            snapshots.stat("a")
+        with pytest.raises(Conflict):
+            snapshots.commit("base", "again")
+        snapshots.view("view", "base")
+        with pytest.raises(Conflict):
+            snapshots.commit("view", "again")
+        with pytest.raises(Conflict):
+            snapshots.prepare("child", "view")
+        states = {layer.key: (layer.state, layer.parent) for layer in snapshots.walk()}
+        assert states == {"base": (State.COMMITTED, None), "view": (State.VIEW, "base")}
+
+    def test_a_taken_name_is_refused_and_its_layer_stays_as_it_was(self, layers: Layers) -> None:
+        """5: for prepare, view and commit alike."""
+        layers.committed("base", fill=put(file="1"))
+        layers.active("taken", "base", put(own="2"))
+        owned, before = layers.driver.owned(), layers.tree("taken")
+        attempts: tuple[Callable[[], object], ...] = (
+            lambda: layers.snapshots.prepare("taken", "base"),
+            lambda: layers.snapshots.prepare("taken", None),
+            lambda: layers.snapshots.view("taken", "base"),
+            lambda: layers.snapshots.commit("taken", "base"),
+        )
+        for attempt in attempts:
+            with pytest.raises(Conflict):
+                attempt()
+        assert layers.driver.owned() == owned
+        assert layers.tree("taken") == before
+
+    def test_a_missing_parent_is_refused_and_leaves_nothing(self, layers: Layers) -> None:
+        """6."""
+        for make in (layers.snapshots.prepare, layers.snapshots.view):
+            with pytest.raises(NotFound):
+                make("child", "absent")
+        assert list(layers.snapshots.walk()) == []
+        assert layers.driver.owned() == frozenset()
+
+    def test_views_and_committed_layers_refuse_every_write(self, layers: Layers) -> None:
+        """7: with EROFS, over one parent and over several."""
+        layers.committed("one", fill=put(file="1", d__inner="1"))
+        layers.committed("two", "one", put(other="2"))
+        layers.snapshots.view("of-one", "one")
+        layers.snapshots.view("of-two", "two")
+
+        def check(top: Path) -> None:
+            for write in (
+                lambda: (top / "new").touch(),
+                lambda: (top / "file").write_text("x"),
+                lambda: (top / "file").chmod(0o600),
+                lambda: os.setxattr(top / "file", "trusted.x", b"1"),
+                lambda: (top / "file").unlink(),
+                lambda: (top / "d" / "inner").rename(top / "moved"),
+                lambda: (top / "dir").mkdir(),
+            ):
+                with pytest.raises(OSError) as caught:
+                    write()
+                assert caught.value.errno == errno.EROFS
+
+        for view in ("one", "two"):
+            assert layers.tree(f"of-{view}") == layers.tree(view)
+        for key in ("one", "two", "of-one", "of-two"):
+            before = layers.tree(key)
+            layers.inside(key, check)
+            assert layers.tree(key) == before
+
+    def test_a_parent_is_not_removable_and_names_are_reusable(self, layers: Layers) -> None:
+        """8: removal works from the top down; afterwards the name is free."""
+        layers.committed("base", fill=put(file="1"))
+        layers.committed("middle", "base")
+        layers.active("top", "middle")
+        for key in ("base", "middle"):
+            with pytest.raises(Conflict):
+                layers.snapshots.remove(key)
+        for key in ("top", "middle", "base"):
+            layers.snapshots.remove(key)
+        assert layers.driver.owned() == frozenset()
+        layers.active("base", fill=put(other="2"))
+        assert layers.inside("base", names_in) == ["other"]
+
+    def test_removing_what_is_absent_succeeds(self, layers: Layers) -> None:
+        """9: by name and, in the driver itself, by id; twice too."""
+        layers.snapshots.remove("absent")
+        layers.driver.remove(id="absent-0")
+        layers.active("gone")
+        id = layers.snapshots.stat("gone").id
+        layers.snapshots.remove("gone")
+        layers.snapshots.remove("gone")
+        layers.driver.remove(id=id)
+
+    def test_the_list_is_exact_and_may_change_while_it_is_read(self, layers: Layers) -> None:
+        """10: parents come first; removing during the walk does not block."""
+        layers.committed("base")
+        layers.active("a", "base")
+        layers.active("b", "base")
+        assert [layer.key for layer in layers.snapshots.walk()] == ["base", "a", "b"]
+        seen = []
+        for layer in layers.snapshots.walk():
+            seen.append(layer.key)
+            if layer.key == "a":
+                assert layers.snapshots.stat("a") == layer
+                layers.snapshots.remove("b")
+        assert seen == ["base", "a", "b"]
+        assert [layer.key for layer in layers.snapshots.walk()] == ["base", "a"]
+
+    def test_closing_twice_is_harmless(self, layers: Layers) -> None:
+        """13."""
+        layers.active("a")
+        for _ in range(2):
+            layers.close()
+
+    def test_everything_is_there_after_a_restart(self, layers: Layers) -> None:
+        """14: states, parents, contents and sizes, seen by a new instance of the driver."""
+        layers.committed("base", fill=lambda top: scribble(top, 14))
+        layers.active("child", "base", lambda top: scribble(top, 15))
+        layers.snapshots.view("view", "base")
+
+        def facts(layers: Layers) -> object:
+            keys = ("base", "child", "view")
+            trees = [layers.tree(key) for key in keys]
+            return list(layers.snapshots.walk()), trees, [layers.snapshots.usage(key) for key in ("base", "child")]
+
+        before = facts(layers)
+        again = layers.reopen()
+        try:
+            assert again.snapshots.recover() == []
+            assert facts(again) == before
+        finally:
+            again.close()
+
+    def test_mounts_can_be_asked_for_again_and_again(self, layers: Layers) -> None:
+        """15: ten mounts and unmounts, then the layer is removable."""
+        layers.committed("base", fill=put(file="1"))
+        layers.active("child", "base")
+        for n in range(10):
+            layers.inside("child", lambda top, n=n: (top / str(n)).touch())  # type: ignore[misc]
+        assert len(layers.inside("child", names_in)) == 11
+        layers.snapshots.remove("child")
+
+    def test_usage_counts_what_was_written(self, layers: Layers) -> None:
+        """16: within block rounding, without the parent where the driver shares it; hard links count once."""
+        mebibyte = 1 << 20
+
+        def fill(top: Path) -> None:
+            (top / "big").write_bytes(os.urandom(4 * mebibyte))
+            os.link(top / "big", top / "same")
+
+        layers.active("base", fill=fill)
+        base = layers.snapshots.usage("base")
+        assert 4 * mebibyte <= base.size < 5 * mebibyte
+        layers.snapshots.commit("base", "base")
+        layers.active("empty", "base")
+        empty = layers.snapshots.usage("empty")
+        layers.active("child", "base", lambda top: (top / "more").write_bytes(os.urandom(mebibyte)))
+        child = layers.snapshots.usage("child")
+        assert mebibyte <= child.size - empty.size < 2 * mebibyte
+        assert child.inodes == empty.inodes + 1
+        if StorageCapability.SHARED_PARENT in layers.driver.capabilities:
+            assert empty.size < mebibyte
+            assert empty.inodes <= 4
+
+    def test_capabilities_are_honest(self, layers: Layers) -> None:
+        """17: what the driver does not declare it refuses with `NotSupported`, and core does before any effect."""
+        layers.committed("base", fill=put(file="1"))
+        layers.active("child", "base")
+        layer = layers.snapshots.stat("child")
+        parents, driver = layers.parents("child"), layers.driver
+        calls: dict[StorageCapability, Callable[[], Any]] = {
+            StorageCapability.DIFF: lambda: list(driver.changes(id=layer.id, parents=parents)),
+            StorageCapability.APPLY: lambda: driver.apply(id=layer.id, parents=parents, stream=io.BytesIO(bytes(1024))),
+            StorageCapability.CLONE: lambda: driver.clone(id="c" * 20, source=layer.id, parents=parents),
+            StorageCapability.QUOTA: lambda: layers.snapshots.prepare("q", "base", size=1 << 20),
+        }
+        owned = driver.owned()
+        for capability in undeclared(driver, StorageCapability):
+            if capability in calls:
+                with pytest.raises(NotSupported) as caught:
+                    calls[StorageCapability(capability)]()
+                assert driver.name in str(caught.value)
+        assert driver.owned() == owned
+        assert not layers.snapshots.exists("q")
