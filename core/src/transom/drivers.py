@@ -137,6 +137,10 @@ class _Index(msgspec.Struct):
     known: dict[str, _Known] = {}
 
 
+# Made at import, not at first use: msgspec crashes when two threads meet a type for the first time at once.
+_INDEX = msgspec.json.Decoder(_Index)
+
+
 class Drivers:
     """The drivers of one configuration: finds, checks and opens them.
 
@@ -233,7 +237,7 @@ class Drivers:
     def _index(self) -> _Index | None:
         if self._loaded is None:
             try:
-                index = msgspec.json.decode(self._index_path.read_bytes(), type=_Index)
+                index = _INDEX.decode(self._index_path.read_bytes())
             except (OSError, msgspec.DecodeError):
                 return None
             if index.api != API or index.paths != _search_path():

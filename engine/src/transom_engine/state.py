@@ -42,6 +42,9 @@ class Event(msgspec.Struct, frozen=True):
     number: int = 0
 
 
+_EVENTS = msgspec.json.Decoder(Event)
+
+
 class State:
     """The records; one instance per process and thread, never carried across fork(2)."""
 
@@ -196,8 +199,7 @@ class State:
             "SELECT id, record FROM event WHERE id > ? AND time >= ? AND time <= ? ORDER BY id",
             (after, since or 0, until if until is not None else 1 << 62),
         )
-        decoder = msgspec.json.Decoder(Event)
-        return [msgspec.structs.replace(decoder.decode(record), number=number) for number, record in rows]
+        return [msgspec.structs.replace(_EVENTS.decode(record), number=number) for number, record in rows]
 
     def last_event(self) -> int:
         """Return the number of the newest event."""

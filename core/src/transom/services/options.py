@@ -20,6 +20,7 @@ raises `ValueError` with what is allowed.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
@@ -119,6 +120,10 @@ def _seconds(text: str) -> float:
     return value
 
 
+_FIRST_SIGHT = threading.Lock()
+"""msgspec crashes when two threads meet a type for the first time at once; `rm` of several opens drivers in threads."""
+
+
 def parse(hint: Any, text: str) -> Any:
     """Return the value of the type `hint`, annotations included, that a user wrote as `text`.
 
@@ -127,7 +132,8 @@ def parse(hint: Any, text: str) -> Any:
     """
     kind = inspect.type_info(hint)
     try:
-        value = msgspec.convert(_read(kind, text), hint, strict=False, dec_hook=lambda cls, value: cls(value))
+        with _FIRST_SIGHT:
+            value = msgspec.convert(_read(kind, text), hint, strict=False, dec_hook=lambda cls, value: cls(value))
         if value is not None:  # "null" is not a word of ours
             return value
     except ValueError:  # msgspec.ValidationError is one

@@ -163,7 +163,7 @@ def decode_manifest(body: bytes, *, media_type: str, subject: str) -> Manifest |
         DriverError: it is damaged.
     """
     try:
-        facts = msgspec.json.decode(body, type=_Facts)
+        facts = _FACTS.decode(body)
         kind = media_type if media_type in INDEXES | MANIFESTS else facts.media_type
         if facts.schema_version == 1 or kind.startswith("application/vnd.docker.distribution.manifest.v1"):
             raise NotSupported(
@@ -171,9 +171,9 @@ def decode_manifest(body: bytes, *, media_type: str, subject: str) -> Manifest |
                 " with a current docker, podman or buildkit"
             )
         if kind in INDEXES or (kind not in MANIFESTS and facts.manifests is not None):
-            return msgspec.json.decode(body, type=Index)
+            return _INDEX.decode(body)
         if kind in MANIFESTS or facts.layers is not None:
-            return msgspec.json.decode(body, type=Manifest)
+            return _MANIFEST.decode(body)
     except msgspec.MsgspecError as error:
         raise DriverError(
             "read manifest", driver="image", subject=subject, cause=error, hint="its publisher must push it again"
@@ -191,6 +191,11 @@ class _Facts(msgspec.Struct, rename="camel"):
     layers: Any = None
 
 
+# Made at import, for layers and images are fetched by several threads.
+_FACTS, _INDEX, _MANIFEST = msgspec.json.Decoder(_Facts), msgspec.json.Decoder(Index), msgspec.json.Decoder(Manifest)
+_CONFIG = msgspec.json.Decoder(ImageConfig)
+
+
 def decode_config(body: bytes, *, subject: str) -> ImageConfig:
     """Read an image's configuration.
 
@@ -198,7 +203,7 @@ def decode_config(body: bytes, *, subject: str) -> ImageConfig:
         DriverError: it is damaged.
     """
     try:
-        return msgspec.json.decode(body, type=ImageConfig)
+        return _CONFIG.decode(body)
     except msgspec.MsgspecError as error:
         raise DriverError(
             "read configuration", driver="image", subject=subject, cause=error,

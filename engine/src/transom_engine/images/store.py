@@ -412,12 +412,15 @@ def _faults(path: str) -> Iterator[None]:
         raise DriverError("use", driver="image records", subject=path, cause=error, hint=hint) from error
 
 
+_LAYERS = msgspec.json.Decoder(tuple[Layer, ...])
+
+
 def _image(row: tuple[str, str, str, bytes, str]) -> Image:
     return Image(id=row[0], manifest=row[1], layers=_decode_layers(row[2]), raw_config=row[3], parent=row[4])
 
 
 def _decode_layers(text: str) -> tuple[Layer, ...]:
-    return msgspec.json.decode(text, type=tuple[Layer, ...])
+    return _LAYERS.decode(text)
 
 
 def _reference(name: str, *, tag: str = "", digest: str = "") -> Reference:
