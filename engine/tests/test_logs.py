@@ -6,7 +6,7 @@ import time
 import pytest
 
 from transom.contract.logging import Chunk, Stream, Writer
-from transom_engine.logs import QUEUE_LIMIT, Feed, queue_limit
+from transom_engine.logs import QUEUE_LIMIT, Delivery, Feed
 
 
 class Stuck(Writer):
@@ -33,11 +33,11 @@ def line(text):
         ({}, QUEUE_LIMIT),
         ({"mode": "blocking"}, QUEUE_LIMIT),
         ({"mode": "non-blocking"}, 1 << 20),
-        ({"mode": "non-blocking", "max-buffer-size": "4k"}, 4096),
+        ({"mode": "non-blocking", "max_buffer_size": 4096}, 4096),
     ],
 )
 def test_the_queue_is_as_long_as_the_options_say(options, limit):
-    assert queue_limit(options) == limit
+    assert Delivery(**options).limit == limit
 
 
 def test_a_driver_that_blocks_makes_the_container_wait_and_loses_nothing():

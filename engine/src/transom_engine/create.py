@@ -149,5 +149,6 @@ def _settle_log(engine: Engine, container: Container) -> None:
     log.config = {**defaults, **log.config}
     container.host_config.log_config = log
     driver = engine.log_driver(container)
+    engine.log_delivery(container)
     driver.check(container=engine.log_container(container))
     container.log_path = driver.location(container=engine.log_container(container))

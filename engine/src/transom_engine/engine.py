@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transom_engine.containers import Containers
     from transom_engine.images.content import ContentStore
     from transom_engine.images.store import ImageStore
+    from transom_engine.logs import Delivery
     from transom_engine.networks import Networks
     from transom_engine.oci.runtime import Runtime
     from transom_engine.volumes import Volumes
@@ -179,8 +180,20 @@ class Engine:
 
     def log_driver(self, container: Container) -> Logging:
         """Return the log driver of a container, with the container's options."""
+        from transom_engine.logs import split
+
         log = container.host_config.log_config
-        return self.drivers.logging(log.type, log.config, where="--log-opt")
+        return self.drivers.logging(log.type, split(log.config)[1], where="--log-opt")
+
+    def log_delivery(self, container: Container) -> Delivery:
+        """Return how the engine feeds that driver."""
+        from transom.services.options import convert
+        from transom_engine.logs import Delivery, split
+
+        log = container.host_config.log_config
+        driver = self.drivers.load("logging", log.type)
+        found: Delivery = convert(driver=driver, options=split(log.config)[0], struct=Delivery, where="--log-opt")
+        return found
 
     def log_container(self, container: Container) -> LogContainer:
         """Describe a container to its log driver."""

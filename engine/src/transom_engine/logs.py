@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from threading import Condition, Thread
 from time import monotonic
+from typing import Annotated, Literal
 
-from transom.contract.logging import Chunk, Writer
+import msgspec
+
+from transom.contract.logging import Chunk, Writer, count_lines
+from transom.services.options import DecimalSize, Size
 
 QUEUE_LIMIT = 4 << 20
 """How many bytes may wait for a driver before the container has to (Docker's blocking mode)."""
@@ -42,7 +46,7 @@ class Feed:
         size = sum(len(chunk.data) for chunk in chunks)
         with self._changed:
             if self._drop and self._bytes and self._bytes + size > self._limit:
-                self.dropped += _lines(chunks)
+                self.dropped += count_lines(chunks)
                 return
             self._queue.extend(chunks)
             self._bytes += size
@@ -69,7 +73,7 @@ class Feed:
             self.writer.write(batch)
             self._failing = False
         except Exception as error:
-            self.dropped += _lines(batch)
+            self.dropped += count_lines(batch)
             if not self._failing:
                 self._failing = True
                 self._complain(str(error))
@@ -83,7 +87,7 @@ class Feed:
                 self._changed.notify()
             self._thread.join(timeout)
             if self._thread.is_alive():  # stuck in the driver: it is left behind, and counted
-                self.dropped += _lines(self._queue)
+                self.dropped += count_lines(self._queue)
                 return
         try:
             self.writer.close(timeout=max(0.1, end - monotonic()))
@@ -91,14 +95,37 @@ class Feed:
             self._complain(str(error))
 
 
-def queue_limit(options: Mapping[str, str]) -> int:
-    """Return the bytes that may wait: with Docker's ``mode=non-blocking`` its ``max-buffer-size``, 1 MB by default."""
-    if options.get("mode") != "non-blocking":
-        return QUEUE_LIMIT
-    from transom.services.options import parse_size
+class Delivery(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """The log options that are the engine's, whatever the driver: of its queue, and of the cache for reading back."""
 
-    return parse_size(options.get("max-buffer-size", "1m"))
+    mode: Literal["blocking", "non-blocking"] = "blocking"
+    max_buffer_size: Size | None = None
+    cache_disabled: bool = False
+    cache_max_size: DecimalSize = 20_000_000
+    cache_max_file: Annotated[int, msgspec.Meta(ge=1)] = 5
+    cache_compress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_buffer_size is not None and self.mode != "non-blocking":
+            raise ValueError("max-buffer-size option is only supported with 'mode=non-blocking'")
+
+    @property
+    def drop(self) -> bool:
+        """Whether output is dropped when the queue is full, instead of making the container wait."""
+        return self.mode == "non-blocking"
+
+    @property
+    def limit(self) -> int:
+        """How many bytes may wait: Docker's 1 MB by default where output may be dropped."""
+        if not self.drop:
+            return QUEUE_LIMIT
+        return 1 << 20 if self.max_buffer_size is None else self.max_buffer_size
 
 
-def _lines(chunks: Sequence[Chunk]) -> int:
-    return sum(max(1, chunk.data.count(b"\n")) for chunk in chunks)
+DELIVERY = frozenset(Delivery.__struct_encode_fields__)
+
+
+def split(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Part log options into the engine's and the driver's."""
+    ours = {name: text for name, text in options.items() if name in DELIVERY}
+    return ours, {name: text for name, text in options.items() if name not in DELIVERY}

@@ -32,7 +32,7 @@ from transom.services.mounts import CLONE_NEWNS, MS_REC, MS_SLAVE, become_subrea
 from transom_engine import wire
 from transom_engine.engine import Engine
 from transom_engine.launching import Launch
-from transom_engine.logs import Feed, queue_limit
+from transom_engine.logs import Feed
 from transom_engine.model import Container
 from transom_engine.restart import Backoff, should_restart
 from transom_engine.streams import Splitter, pipe, read
@@ -367,11 +367,11 @@ class Supervisor:
     def _open_logs(self, container: Container) -> None:
         driver = self.engine.log_driver(container)
         context = self.engine.log_container(container)
-        config = container.host_config.log_config.config
+        delivery = self.engine.log_delivery(container)
         feed = Feed(
             driver.open(container=context),
-            limit=queue_limit(config),
-            drop=config.get("mode") == "non-blocking",
+            limit=delivery.limit,
+            drop=delivery.drop,
             complain=lambda text: self._complain(container, text),
         )
         self.feeds = [feed]

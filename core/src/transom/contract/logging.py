@@ -20,12 +20,18 @@ queue of its own: a driver that blocks or dies hurts neither the others nor the 
 `read` and `remove` are called in other processes, while a writer is open elsewhere and after the container
 has stopped.
 
+A container can have several log drivers, each once. The options of the queue and of the cache (``mode``,
+``max-buffer-size``, ``cache-disabled``, ``cache-max-size``, ``cache-max-file``, ``cache-compress``) are the engine's:
+it takes them out, and no driver declares them. Those of labels, environment and tag are the same for all:
+`transom.services.logattrs`.
+
 When the sink is down
     `open` fails only when the options say that the container shall not start without its sink; else it
     succeeds and the writer connects later. `Writer.write` either takes the whole batch or raises and has
     taken none of it. What is taken and not delivered is counted: `Writer.stats` says at any moment how many
     lines were taken, delivered and dropped, so that taken = delivered + dropped + pending, exactly. No
-    operation waits for a sink longer than the timeout it was given.
+    operation waits for a sink longer than the timeout it was given. Where lines were dropped, the next that is
+    kept stands behind a `gap`.
 
 A worked example, a driver that appends text::
 
@@ -47,7 +53,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -104,6 +110,30 @@ class Chunk(msgspec.Struct, frozen=True):
     data: bytes
     partial: Partial | None = None
     attrs: dict[str, str] | None = None
+
+
+def count_lines(chunks: Iterable[Chunk]) -> int:
+    """Count the lines that end in the chunks; the last fragment of one ends it, with a newline or without."""
+    return sum([chunk.data.count(b"\n") + _ends_without_newline(chunk) for chunk in chunks])
+
+
+def _ends_without_newline(chunk: Chunk) -> bool:
+    return bool(chunk.data) and chunk.data[-1] != 10 and (chunk.partial is None or chunk.partial.last)
+
+
+def gap(*, lines: int, first: int, last: int, reason: str) -> Chunk:
+    """Make the record that stands where lines are missing; it is not one of the container's and is not counted.
+
+    Args:
+        lines: how many are missing.
+        first, last: nanoseconds since the epoch, the times of the first and the last of them.
+        reason: why, in words without an end: "the queue was full".
+    """
+    from datetime import UTC, datetime
+
+    times = " to ".join(f"{datetime.fromtimestamp(t / 1e9, UTC):%Y-%m-%dT%H:%M:%S.%fZ}" for t in (first, last))
+    text = f"transom: {lines} {'line is' if lines == 1 else 'lines are'} missing here, {times}: {reason}\n"
+    return Chunk(stream=Stream.STDERR, time=last, data=text.encode())
 
 
 class LogContainer(msgspec.Struct, frozen=True):
@@ -244,6 +274,14 @@ class Logging(Driver):
     def location(self, container: LogContainer) -> str:
         """Return the path of the current file, for ``inspect``; empty when there is none."""
         return ""
+
+    @operation()
+    def undelivered(self, container: LogContainer) -> int:
+        """Return how many lines are kept here for a sink that has not got them, while no writer is open.
+
+        They are delivered by the next `open`; `remove` gives them up, and the engine warns of that.
+        """
+        return 0
 
     @operation()
     def remove(self, container: LogContainer) -> None:

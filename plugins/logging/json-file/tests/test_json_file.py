@@ -301,15 +301,10 @@ def test_a_wrong_regular_expression_is_refused_at_check(tmp_path, option):
             "(from --log-opt): compress cannot be true when max-file is less than 2 or max-size is not set",
         ),
         ({"compress": "maybe"}, ": compress='maybe' (from --log-opt): expected true or false"),
-        ({"mode": "async"}, ": mode='async' (from --log-opt): expected one of blocking, non-blocking"),
-        (
-            {"max-buffer-size": "1m"},
-            "(from --log-opt): max-buffer-size option is only supported with 'mode=non-blocking'",
-        ),
         (
             {"max-sise": "1m"},
             "has no option 'max-sise' (from --log-opt) (did you mean max-size?); it knows: compress, env, "
-            "env-regex, labels, labels-regex, max-buffer-size, max-file, max-size, mode, tag",
+            "env-regex, labels, labels-regex, max-file, max-size, tag",
         ),
     ],
 )

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from transom.contract.logging import LogCapability, LogContainer, Logging, Query, Reader, Writer
 from transom.errors import DriverError
-from transom.services.options import DecimalSize, Size
+from transom.services.logattrs import ATTR_DOCS, AttrOptions, attributes
+from transom.services.options import DecimalSize
 
 MAX_SIZE: int | None = None
 """The bound of one file where the options name none. None is unbounded, Docker's default."""
 
 
-class JsonFileOptions(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+class JsonFileOptions(AttrOptions, frozen=True, rename="kebab", forbid_unknown_fields=True):
     """What ``--log-opt`` can say; Docker's names, defaults and rules."""
 
     max_size: DecimalSize | None = MAX_SIZE
     max_file: Annotated[int, msgspec.Meta(ge=1)] = 1
     compress: bool = False
-    labels: tuple[str, ...] = ()
-    labels_regex: str = ""
-    env: tuple[str, ...] = ()
-    env_regex: str = ""
-    tag: str = ""
-    mode: Literal["blocking", "non-blocking"] = "blocking"
-    max_buffer_size: Size | None = None
 
     def __post_init__(self) -> None:
         if self.max_size is not None and self.max_size < 1:
             raise ValueError("max-size must be a positive number")
         if self.compress and (self.max_file < 2 or self.max_size is None):
             raise ValueError("compress cannot be true when max-file is less than 2 or max-size is not set")
-        if self.max_buffer_size is not None and self.mode != "non-blocking":
-            raise ValueError("max-buffer-size option is only supported with 'mode=non-blocking'")
 
 
 class JsonFile(Logging):
@@ -44,17 +36,10 @@ class JsonFile(Logging):
     api = 1
     Options = JsonFileOptions
     capabilities = frozenset({LogCapability.READ, LogCapability.ROTATE})
-    option_docs: ClassVar[dict[str, str]] = {
+    option_docs: ClassVar[dict[str, str]] = ATTR_DOCS | {
         "max-size": "A file that has this size is rotated before the next record; decimal units, unset is unbounded.",
         "max-file": "How many files there may be, the current one among them; the oldest is removed.",
         "compress": "Compress rotated files with gzip.",
-        "labels": "Labels whose values become attributes of each record.",
-        "labels-regex": "The same for each label whose name this regular expression finds.",
-        "env": "Environment variables whose values become attributes of each record.",
-        "env-regex": "The same for each variable whose name this regular expression finds.",
-        "tag": "A template, such as {{.Name}}/{{.ID}}, whose text becomes the attribute tag of each record.",
-        "mode": "Whether the container waits for the log (blocking) or its output is dropped when the queue is full.",
-        "max-buffer-size": "The size of that queue with mode=non-blocking; the engine keeps it.",
     }
 
     options: JsonFileOptions
@@ -101,6 +86,6 @@ class JsonFile(Logging):
         options = self.options
         if not (options.labels or options.labels_regex or options.env or options.env_regex or options.tag):
             return b""
-        from transom_logging_json_file.attributes import attributes, encode
+        from transom_logging_json_file.encoded import encode
 
-        return encode(attributes(container, options))
+        return encode(attributes(container, options, driver=self.name))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from transom.contract.logging import Chunk, LogStats, Stream, Writer
+from transom.contract.logging import Chunk, LogStats, Stream, Writer, count_lines
 from transom.errors import DriverError
 from transom_logging_json_file import lock
 
@@ -70,12 +70,6 @@ def _second(seconds: int) -> bytes:
     return "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*utc[:6]).encode()
 
 
-def count_lines(chunk: Chunk) -> int:
-    """Count the lines that end in the chunk; the last fragment ends one, with a newline or without."""
-    last = bool(chunk.data) and not chunk.data.endswith(b"\n") and (chunk.partial is None or chunk.partial.last)
-    return chunk.data.count(b"\n") + last
-
-
 class FileWriter(Writer):
     """The open log of one container.
 
@@ -108,7 +102,7 @@ class FileWriter(Writer):
         if self._fd < 0:
             raise DriverError("write", driver=DRIVER, subject=self.path, cause="the log is closed")
         data = b"".join([piece for chunk in batch for piece in self._records(chunk)])
-        lines = sum([count_lines(chunk) for chunk in batch])
+        lines = count_lines(batch)
         at = 0
         while at < len(data):
             cut = self._cut(data, at)
