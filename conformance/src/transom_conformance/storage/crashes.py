@@ -8,18 +8,120 @@ import os
 import random
 import signal
 import time
+from itertools import cycle
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from transom.contract.storage import State, Storage
+from transom.contract.storage import State, Storage, StorageCapability
 from transom.errors import DriverError
 from transom.services.snapshots import Snapshots
-from transom_conformance.faults import calls_of, faulted_at, fork, killed_at, wait
+from transom_conformance.faults import (
+    SystemCall,
+    calls_of,
+    failed_at,
+    faulted_at,
+    fork,
+    killed_at,
+    killed_before,
+    needs_strace,
+    sample,
+    system_calls,
+    wait,
+)
+from transom_conformance.plugin import NOT_CLAIMED
 from transom_conformance.storage.cases import StorageCases
-from transom_conformance.storage.layers import Layers, clear, names_in, put, wait_for_detached
+from transom_conformance.storage.layers import Layers, Node, clear, names_in, put, wait_for_detached
 from transom_conformance.storage.scribbles import scribble
 from transom_conformance.suite import World
+
+
+class _Scene:
+    """One operation on the layer "child" over "base", and the model: what is there before it and after it."""
+
+    def __init__(self, layers: Layers, operation: str) -> None:
+        needs = {"clone": StorageCapability.CLONE}.get(operation)
+        if needs and needs not in layers.driver.capabilities:
+            pytest.skip(f"{NOT_CLAIMED}: {layers.driver.name} does not declare {needs}")
+        if reason := needs_strace():
+            pytest.skip(reason)
+        self._world, self._operation = layers.world, operation
+        layers.committed("base", fill=put(**{f"f{n}": str(n) for n in range(4)}, d__e="1"))
+        self._base = layers.tree("base")
+        layers.active("child", "base", put(own="1"))
+        self._child, self._tar = layers.tree("child"), layers.diff("child")
+        layers.snapshots.remove("child")
+        self._files = layers.files()
+        layers.close()
+        made, begun = operation in {"prepare", "view"}, {"base", "child"}
+        self._before = {"base"} if made else begun
+        self.after = {"commit": {"base", "done"}, "remove": {"base"}, "clone": {*begun, "copy"}}.get(operation, begun)
+
+    def calls(self) -> list[SystemCall]:
+        """List the system calls of the operation, one run of it on a scene of its own."""
+        self.arrange()
+        try:
+            return system_calls(self.act, touching=[self._world.path])
+        finally:
+            self.judge(self._operation, expected=self.after)
+
+    def arrange(self) -> None:
+        """Make what is there before."""
+        if "child" in self._before:
+            layers = Layers(self._world)
+            layers.active("child", "base", None if self._operation == "apply" else put(own="1"))
+            layers.close()
+
+    def act(self) -> None:
+        """Do it, as a process of its own would."""
+        snapshots = Snapshots(self._world.open())
+        match self._operation:
+            case "prepare":
+                snapshots.prepare("child", "base")
+            case "view":
+                snapshots.view("child", "base")
+            case "apply":
+                snapshots.apply("child", io.BytesIO(self._tar))
+            case "commit":
+                snapshots.commit("child", "done")
+            case "clone":
+                snapshots.clone("copy", "child")
+            case _:
+                snapshots.remove("child")
+
+    def judge(self, where: str, *, expected: set[str] | None) -> None:
+        """Recover, compare with the model, and remove all but the base.
+
+        Args:
+            expected: the layers that must be there; None for those of before or of after.
+        """
+        layers = Layers(self._world)
+        try:
+            layers.snapshots.recover()
+            assert layers.snapshots.recover() == [], f"{where}: a second recovery found more to do"
+            assert layers.snapshots.check() == [], where
+            found = {layer.key for layer in layers.snapshots.walk()}
+            assert found in ([expected] if expected else [self._before, self.after]), where
+            for key in sorted(found):
+                assert self._is_whole(key, layers.tree(key, times=False), done=bool(expected)), f"{key} after {where}"
+            for key in sorted(found - {"base"}, reverse=True):
+                layers.snapshots.remove(key)
+            assert layers.files() == self._files, f"left behind after {where}"
+        finally:
+            layers.close()
+
+    def _is_whole(self, key: str, tree: dict[bytes, Node], *, done: bool) -> bool:
+        fresh, filled = (_timeless(wanted) for wanted in (self._base, self._child))
+        if key == "base" or self._operation in {"prepare", "view"}:
+            return tree == fresh
+        if self._operation == "apply" and not done:  # half of a tar is there: nothing was said to be done
+            return all(tree[name] == node for name, node in fresh.items() if name != b".")
+        return tree == filled
+
+
+def _timeless(tree: dict[bytes, Node]) -> dict[bytes, Node]:
+    return {name: msgspec.structs.replace(node, mtime=0) for name, node in tree.items()}
 
 
 class Crashes(StorageCases):
@@ -73,6 +175,27 @@ class Crashes(StorageCases):
                 if not died:
                     break
             assert step > 1
+
+    @pytest.mark.parametrize("operation", ["prepare", "view", "apply", "commit", "clone", "remove"])
+    def test_killed_before_any_system_call_what_is_there_is_whole(self, layers: Layers, operation: str) -> None:
+        """59: each call that touches the layers, those of SQLite and of other programs too; 40 of them when more."""
+        scene = _Scene(layers, operation)
+        for call in sample(scene.calls(), 40):
+            scene.arrange()
+            died = killed_before(scene.act, call)
+            scene.judge(f"{operation}, killed before {call.text}", expected=None if died else scene.after)
+
+    @pytest.mark.parametrize("operation", ["prepare", "apply", "commit", "remove"])
+    def test_whatever_system_call_fails_once_what_is_there_is_whole(self, layers: Layers, operation: str) -> None:
+        """61: with ENOSPC, EIO, EBUSY and EINTR in turn; what is reported done is done, what is not is in words."""
+        scene = _Scene(layers, operation)
+        codes = cycle((errno.ENOSPC, errno.EIO, errno.EBUSY, errno.EINTR))
+        for call, code in zip(sample(scene.calls(), 28), codes, strict=False):
+            scene.arrange()
+            outcome = failed_at(scene.act, call, code)
+            where = f"{operation}, {errno.errorcode[code]} at {call.text}: {outcome.error or 'no error'}"
+            assert outcome.in_words or not outcome.error, where
+            scene.judge(where, expected=None if outcome.error else scene.after)
 
     def test_killed_at_random_what_was_committed_is_whole(self, layers: Layers) -> None:
         """59: a process that makes, fills, commits and removes layers without pause, killed again and again."""

@@ -271,7 +271,7 @@ class Snapshots:
             ConfigError: the tar is damaged or would escape; the layer then holds part of it and should be removed.
         """
         layer = self._active(key, "nothing can be unpacked into it")
-        with self.claim(key):
+        with self._in_words(), self.claim(key):
             if StorageCapability.APPLY in self.driver.capabilities:
                 return self.driver.apply(id=layer.id, parents=self._parents(layer.id), stream=stream)
             from transom.services.archive import extract
@@ -363,7 +363,9 @@ class Snapshots:
 
     def _claim(self, id: str, key: str) -> Lock:
         lock = Lock(self._claim_path(id))
-        if not lock.acquire(wait=False):
+        with self._in_words():
+            free = lock.acquire(wait=False)
+        if not free:
             raise Conflict(self._says(f"layer {key!r} is in use by another process"))
         return lock
 
@@ -383,8 +385,9 @@ class Snapshots:
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None:
-            os.makedirs(self.driver.root, mode=0o711, exist_ok=True)
-            self._connection = database.connect(self._path, schema=_SCHEMA)
+            with self._in_words():
+                os.makedirs(self.driver.root, mode=0o711, exist_ok=True)
+                self._connection = database.connect(self._path, schema=_SCHEMA)
             self._connection.execute("PRAGMA foreign_keys = ON")
         return self._connection
 
@@ -409,19 +412,22 @@ class Snapshots:
     def _working(self) -> Iterator[Lock]:
         """Hold the lock shared for one operation, and put the kernel's refusals into words."""
         self._db()
+        with self._in_words(), Lock(self._lock_path, shared=True) as lock:
+            yield lock
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
+        who = f"storage {self.driver.name}"
         try:
-            with Lock(self._lock_path, shared=True) as lock:
-                yield lock
+            yield
         except TransomError:
             raise
         except sqlite3.OperationalError as error:
-            who, hint = f"storage {self.driver.name}", "free space on that file system; removing still works"
+            hint = "free space on that file system; removing still works"
             raise DriverError("recording", driver=who, subject=self._path, cause=error, hint=hint) from error
         except OSError as error:
             subject = str(error.filename or self.driver.root)
-            raise DriverError(
-                "operation", driver=f"storage {self.driver.name}", subject=subject, cause=error
-            ) from error
+            raise DriverError("operation", driver=who, subject=subject, cause=error) from error
 
 
 def _read(row: tuple[str, str, str | None, str, int]) -> Layer:
