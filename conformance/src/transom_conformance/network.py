@@ -43,6 +43,7 @@ from transom.contract.network import (
     Subnet,
 )
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, TransomError
+from transom.services.interfaces import route_by
 from transom.services.netns import create, inside, loopback_up
 from transom.services.options import convert
 from transom_conformance.suite import Suite, World, in_child, undeclared
@@ -87,10 +88,13 @@ class Container:
             os.close(self.netns)
             self.netns = -1
 
-    def attach(self, network: Network, **fields: Any) -> tuple[Endpoint, Attachment]:
-        """Attach it to a network by a new endpoint."""
+    def attach(self, network: Network, *, leads_out: bool = True, **fields: Any) -> tuple[Endpoint, Attachment]:
+        """Attach it to a network by a new endpoint, and route by it, unless something else `leads_out`."""
         endpoint = self.site.endpoint(network, **fields)
-        return endpoint, self.site.driver.attach(network=network, endpoint=endpoint, netns=self.netns)
+        attachment = self.site.driver.attach(network=network, endpoint=endpoint, netns=self.netns)
+        if leads_out:
+            route_by(self.netns, [(attachment.interface or "", gateway) for gateway in attachment.gateways])
+        return endpoint, attachment
 
     def listen(self, kind: int = TCP, port: int = 0, address: str = "0.0.0.0") -> socket.socket:
         """Open a server inside."""
@@ -446,7 +450,12 @@ class NetworkSuite(Suite):
                 lambda: site.driver.publish(**both, ports=(Port(container=80),)),
                 lambda: site.driver.unpublish(**both),
             ],
-            Has.ADDRESSES: [lambda: site.driver.allocate(**both), lambda: site.driver.release(**both)],
+            Has.ADDRESSES: [
+                lambda: site.driver.settle(network=network),
+                lambda: site.driver.allocate(**both),
+                lambda: site.driver.release(**both),
+            ],
+            Has.MULTI_HOST: [lambda: site.driver.networks()],
             Has.LOOKUP: [lambda: site.driver.lookup(network=network, name="web")],
             Has.WATCH: [lambda: site.driver.watch(**both, netns=site.neighbour, stop=0)],
         }
@@ -513,7 +522,7 @@ class NetworkSuite(Suite):
         sibling, _ = site.joined(one)
         before, links = site.census(), [link["ifname"] for link in container.ip("link")]
         with pytest.raises(Conflict):
-            container.attach(two, addresses=endpoint.addresses, gateway=False)
+            container.attach(two, addresses=endpoint.addresses, leads_out=False)
         assert site.census() == before
         assert [link["ifname"] for link in container.ip("link")] == links
         assert talk(sibling.netns, container.listen(), plain(endpoint))
@@ -658,8 +667,7 @@ class NetworkSuite(Suite):
         stranger, _ = site.joined(two)
         server = container.listen()
         with connection(sibling.netns, server, plain(first)) as (client, peer):
-            second, attachment = container.attach(two, gateway=False)
-            assert attachment.gateways == ()
+            second, _ = container.attach(two, leads_out=False)
             assert talk(stranger.netns, server, plain(second))
             exchange(client, peer)
             site.driver.detach(network=two, endpoint=second)
@@ -719,12 +727,12 @@ class NetworkSuite(Suite):
             assert talk(container.netns, server, NEIGHBOUR6) == HOST6
 
     @requires(Has.L2)
-    def test_only_the_endpoint_that_is_the_gateway_brings_a_default_route(self, site: Site) -> None:
-        """K6: core decides which of several it is."""
+    def test_a_driver_makes_no_default_route(self, site: Site) -> None:
+        """K6: core decides which of several networks leads out."""
         container = site.container()
-        _, attachment = container.attach(site.network(), gateway=False)
-        assert attachment.gateways == ()
+        container.attach(site.network(), leads_out=False)
         assert container.ip("route", "show", "default") == []
+        assert container.ip("-6", "route", "show", "default") == []
 
     @requires(Has.L2)
     def test_networks_are_apart(self, site: Site) -> None:

@@ -214,6 +214,10 @@ class EndpointSettings(Pascal):
     global_ipv6_address: str = msgspec.field(default="", name="GlobalIPv6Address")
     global_ipv6_prefix_len: int = msgspec.field(default=0, name="GlobalIPv6PrefixLen")
     mac_address: str = ""
+    gw_priority: int = 0
+    """The highest one's network leads out; see `Networks`."""
+    interface: str = ""
+    """Its name in the container."""
 
 
 class NetworkSettings(Pascal):

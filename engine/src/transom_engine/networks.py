@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from transom.contract.network import Attachment, Endpoint, NetnsKind, Network, NetworkCapability, Port, Subnet
-from transom.errors import ConfigError, Conflict, DriverError, NotFound, choices, nearest
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError, choices, nearest
 from transom.services.files import Lock
 from transom_engine import wire
 from transom_engine.model import Container, EndpointSettings, Pascal, PortBinding
@@ -96,6 +96,7 @@ class Networks:
         from transom.drivers import installed
 
         self.get(DEFAULT)
+        self._take_over()
         for driver in installed("network"):
             if NetworkCapability.SINGLETON in self.engine.network_driver(driver.name).capabilities:
                 self.get(driver.name)
@@ -110,7 +111,10 @@ class Networks:
         """
         record = self.engine.state.find("network", NetworkRecord, name=reference)
         if record is None:
-            record = self._predefined(reference) or self._by_id(reference)
+            record = self._predefined(reference)
+        if record is None:
+            self._take_over()
+            record = self.engine.state.find("network", NetworkRecord, name=reference) or self._by_id(reference)
         assert isinstance(record, NetworkRecord)
         return record
 
@@ -125,6 +129,28 @@ class Networks:
                 f"no such network: {reference}{nearest(reference, names)}; networks here: {choices({*names, DEFAULT})}"
             )
         return found[0]
+
+    def _take_over(self) -> None:
+        """Bring the records of networks that span hosts up to what their drivers know of them."""
+        from transom.drivers import installed
+
+        for name in (d.name for d in installed("network")):
+            driver = self.engine.network_driver(name)
+            if NetworkCapability.MULTI_HOST not in driver.capabilities:
+                continue
+            try:
+                known = {network.id: network for network in driver.networks()}
+            except TransomError:
+                continue  # what the hosts share is away: those on record serve
+            with self._lock():
+                records = {r.id: r for r in self.engine.state.all("network", NetworkRecord)}
+                taken = {r.name for r in records.values()} | {DEFAULT}
+                for network in known.values():
+                    if network.id not in records and network.name not in taken:
+                        self._record(_record_of(network, name))
+                for record in records.values():
+                    if record.driver == name and record.id not in known and not self._users(record):
+                        self._remove(record)
 
     def _predefined(self, name: str) -> NetworkRecord | None:
         """Make the record of the default network or of a driver's only one, when it is first asked for."""
@@ -193,6 +219,8 @@ class Networks:
             raise opened.unsupported(NetworkCapability.INTERNAL)
         if ipv6 and NetworkCapability.IPV6 not in opened.capabilities:
             raise opened.unsupported(NetworkCapability.IPV6)
+        if NetworkCapability.MULTI_HOST in opened.capabilities:
+            self._take_over()
         with self._lock():
             if name == DEFAULT or self.engine.state.find("network", NetworkRecord, name=name) is not None:
                 raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
@@ -223,10 +251,14 @@ class Networks:
         record = NetworkRecord(
             name=name, id=os.urandom(32).hex(), created=now(), driver=driver, options=options or {},
             labels=labels or {}, internal=internal, enable_ipv6=ipv6, attachable=attachable,
+            scope=_scope(self.engine.network_driver(driver)),
         )  # fmt: skip
         record.ipam.config = configs
         record.ipam.config = self._settle_subnets(record)
-        self.engine.state.add("network", record, id=record.id, name=name)
+        return self._record(record)
+
+    def _record(self, record: NetworkRecord) -> NetworkRecord:
+        self.engine.state.add("network", record, id=record.id, name=record.name)
         return record
 
     def remove(self, reference: str) -> None:
@@ -239,17 +271,19 @@ class Networks:
         opened = self.engine.network_driver(record.driver)
         if record.name == DEFAULT or NetworkCapability.SINGLETON in opened.capabilities:
             raise Conflict(f"{record.name} is a pre-defined network and cannot be removed")
-        users = [c.name for c in self.engine.containers.list() if record.name in c.network_settings.networks]
-        if users:
+        if users := self._users(record):
             raise Conflict(
-                f"network {record.name} has active endpoints: {', '.join(sorted(users))}; stop or disconnect them first"
+                f"network {record.name} has active endpoints: {', '.join(users)}; stop or disconnect them first"
             )
         self._remove(record)
         self.engine.state.event("network", "destroy", record.id, name=record.name, type=record.driver)
 
+    def _users(self, record: NetworkRecord) -> builtins.list[str]:
+        return sorted(c.name for c in self.engine.containers.list() if record.name in c.network_settings.networks)
+
     def _remove(self, record: NetworkRecord) -> None:
         self.engine.network_driver(record.driver).delete_network(network=self._network(record))
-        if record.ipam.config:
+        if record.ipam.config and not self._keeps_addresses(record):
             self.ipam.forget(self._network(record))
         self.engine.state.delete("network", id=record.id)
 
@@ -320,6 +354,8 @@ class Networks:
 
     def _check_place(self, record: NetworkRecord, place: EndpointSettings) -> None:
         place.network_id = record.id
+        struct = self.engine.network_driver(record.driver).EndpointOptions
+        self._options(record.driver, struct, place.driver_opts or {}, "--driver-opt")
         if record.name == DEFAULT and place.aliases:
             raise ConfigError(
                 "network-scoped aliases are only supported for user-defined networks: `transom network create`"
@@ -364,10 +400,13 @@ class Networks:
     def join(self, container: Container, netns: int) -> None:
         """Join the container to each of its networks and publish its ports; `leave` undoes it, however far it got."""
         places = container.network_settings.networks
-        gateway = next((name for name, p in places.items() if self._has_gateway(name)), "")
         for name, place in places.items():
-            self._join_one(container, name, place, netns, gateway=name == gateway)
-        self._publish(container, gateway or next(iter(places), ""))
+            self._join_one(container, name, place, netns)
+        self._route(container, netns)
+        container.network_settings.ports = dict.fromkeys(container.config.exposed_ports)
+        # Where there is no way out the driver says why nothing can be published.
+        ways = self._ways_out(container) or dict.fromkeys((4, 6), next(iter(places), ""))
+        self._publish(container, ways, tuple(self._ports(container)))
 
     def note(self, container: Container, record: Container, *joined: str) -> None:
         """Copy to a record what `container` has got on its networks and where its ports are.
@@ -380,11 +419,33 @@ class Networks:
                 places[name] = place
         record.network_settings.ports = container.network_settings.ports
 
-    def _has_gateway(self, name: str) -> bool:
-        record = self.get(name)
-        return not record.internal and any(config.gateway for config in record.ipam.config)
+    def _ways_out(self, container: Container) -> dict[int, str]:
+        """Return the network by which the container reaches everything else, for each address family.
 
-    def _join_one(self, container: Container, name: str, place: EndpointSettings, netns: int, *, gateway: bool) -> None:
+        It is the one with the highest priority; among equals, Docker takes the first by name.
+        """
+        ways: dict[int, str] = {}
+        places = container.network_settings.networks
+        for name in sorted(places, key=lambda name: (-places[name].gw_priority, name)):
+            for number, gateway in ((4, places[name].gateway), (6, places[name].ipv6_gateway)):
+                if gateway:
+                    ways.setdefault(number, name)
+        return ways
+
+    def _route(self, container: Container, netns: int) -> None:
+        from transom.services.interfaces import route_by
+
+        places = container.network_settings.networks
+        hops = [
+            (places[name].interface, places[name].ipv6_gateway if number == 6 else places[name].gateway)
+            for number, name in self._ways_out(container).items()
+        ]
+        try:
+            route_by(netns, hops)
+        except OSError as error:
+            raise DriverError("route", driver="networks", subject=container.name, cause=error) from error
+
+    def _join_one(self, container: Container, name: str, place: EndpointSettings, netns: int) -> None:
         record = self.get(name)
         driver, network = self.engine.network_driver(record.driver), self._network(record)
         driver.create_network(network=network)
@@ -392,7 +453,7 @@ class Networks:
         # On record before the driver acts: a crash in between is cleared away by what it says.
         with self.engine.state.changing(container.id) as kept:
             self.note(container, kept, name)
-        endpoint = self._allocate(container, record, network, place, driver, gateway=gateway)
+        endpoint = self._allocate(container, record, network, place, driver)
         attachment = driver.attach(network=network, endpoint=endpoint, netns=netns)
         _note(place, attachment)
         self.engine.state.event("network", "connect", record.id, container=container.id, name=name, type=record.driver)
@@ -404,40 +465,67 @@ class Networks:
         network: Network,
         place: EndpointSettings,
         driver: NetworkDriver,
-        *,
-        gateway: bool,
     ) -> Endpoint:
         asked = place.ipam_config or {}
-        static = [asked[key] for key in ("IPv4Address", "IPv6Address") if asked.get(key)]
-        endpoint = Endpoint(
-            id=place.endpoint_id,
-            container=container.id,
-            names=(container.name, container.id[:12], *(place.aliases or [])),
+        static = tuple(asked[key] for key in ("IPv4Address", "IPv6Address") if asked.get(key))
+        endpoint = msgspec.structs.replace(
+            self._endpoint(container, record, place),
             static=bool(static),
+            addresses=static,
             mac=asked.get("MacAddress") or None,
-            gateway=gateway,
-            options=self._options(record.driver, driver.EndpointOptions, place.driver_opts or {}, "--driver-opt"),
         )
-        endpoint = msgspec.structs.replace(endpoint, addresses=tuple(static))
-        if NetworkCapability.ADDRESSES in driver.capabilities:
+        if driver.keeps_addresses(network=network):
             return driver.allocate(network=network, endpoint=endpoint)
         return self.ipam.allocate(network, endpoint) if network.subnets else endpoint
 
-    def _publish(self, container: Container, name: str) -> None:
-        ports = list(self._ports(container))
+    def _publish(self, container: Container, ways: dict[int, str], ports: tuple[Port, ...]) -> None:
+        """Publish each port at the network that leads out, and note where; what was there before is replaced.
+
+        A network that leads out for both families gets both at once, so that a free port is free for both.
+        """
         settings = container.network_settings
-        settings.ports = dict.fromkeys(container.config.exposed_ports)
-        if not ports or not name:
+        for name in dict.fromkeys(ways.values()):
+            families = {number for number, way in ways.items() if way == name}
+            one_way = len(set(ways.values())) == 1
+            wanted = [p for p in ports if one_way or not p.address or (6 if ":" in p.address else 4) in families]
+            if not name or not wanted:
+                continue
+            record, place = self.get(name), settings.networks[name]
+            driver = self.engine.network_driver(record.driver)
+            if NetworkCapability.PUBLISH not in driver.capabilities:
+                continue  # Docker's word: published ports are discarded when using host network mode
+            endpoint = self._endpoint(container, record, place)
+            kept = tuple(a for a in endpoint.addresses if (6 if ":" in a else 4) in families)
+            endpoint = msgspec.structs.replace(endpoint, addresses=kept)
+            for port in driver.publish(network=self._network(record), endpoint=endpoint, ports=tuple(wanted)):
+                key = f"{port.container}/{port.protocol}"
+                listed = settings.ports.get(key) or []
+                settings.ports[key] = [*listed, PortBinding(host_ip=port.address, host_port=str(port.host))]
+
+    def _move_ways_out(self, container: Container, before: dict[int, str], netns: int) -> None:
+        """Route by the networks that lead out now, and publish there, at the same ports, what was published."""
+        self._route(container, netns)
+        after = self._ways_out(container)
+        if after == before:
             return
-        record, place = self.get(name), settings.networks[name]
-        driver = self.engine.network_driver(record.driver)
-        if NetworkCapability.PUBLISH not in driver.capabilities:
-            return  # Docker's word: published ports are discarded when using host network mode
-        bound = driver.publish(network=self._network(record), endpoint=_endpoint(container, place), ports=tuple(ports))
-        for port in bound:
-            key = f"{port.container}/{port.protocol}"
-            listed = settings.ports.get(key) or []
-            settings.ports[key] = [*listed, PortBinding(host_ip=port.address, host_port=str(port.host))]
+        settings = container.network_settings
+        bound = [
+            Port(
+                container=int(key.partition("/")[0]), protocol=key.partition("/")[2], host=int(binding.host_port),
+                address=binding.host_ip,
+            )
+            for key, bindings in settings.ports.items() for binding in bindings or ()
+        ]  # fmt: skip
+        for name in {*before.values()} & {*settings.networks}:
+            record = self.get(name)
+            driver = self.engine.network_driver(record.driver)
+            if NetworkCapability.PUBLISH in driver.capabilities:
+                driver.unpublish(
+                    network=self._network(record), endpoint=self._endpoint(container, record, settings.networks[name])
+                )
+        settings.ports = dict.fromkeys(settings.ports)
+        reachable = [port for port in bound if (6 if ":" in port.address else 4) in after]
+        self._publish(container, after, tuple(reachable))
 
     def _ports(self, container: Container) -> Iterator[Port]:
         host = container.host_config
@@ -467,11 +555,9 @@ class Networks:
             record = self.get(name)
         except NotFound:
             return
-        driver, network = self.engine.network_driver(record.driver), self._network(record)
-        endpoint = _endpoint(container, place)
-        driver.detach(network=network, endpoint=endpoint)
-        if NetworkCapability.ADDRESSES in driver.capabilities:
-            driver.release(network=network, endpoint=endpoint)
+        self.engine.network_driver(record.driver).detach(
+            network=self._network(record), endpoint=self._endpoint(container, record, place)
+        )
         self.engine.state.event(
             "network", "disconnect", record.id, container=container.id, name=name, type=record.driver
         )
@@ -481,7 +567,7 @@ class Networks:
         settings = container.network_settings
         for name, place in settings.networks.items():
             if place.endpoint_id:
-                self._release(name, place)
+                self._release(container, name, place)
         settings.ports = {}
         settings.networks = {
             name: EndpointSettings(
@@ -489,12 +575,40 @@ class Networks:
                 ipam_config=place.ipam_config,
                 driver_opts=place.driver_opts,
                 network_id=place.network_id,
+                gw_priority=place.gw_priority,
             )
             for name, place in settings.networks.items()
         }
 
-    def _release(self, name: str, place: EndpointSettings) -> None:
-        self.ipam.release(Network(id=place.network_id, name=name), Endpoint(id=place.endpoint_id, container=""))
+    def _release(self, container: Container, name: str, place: EndpointSettings) -> None:
+        network, endpoint = Network(id=place.network_id, name=name), Endpoint(id=place.endpoint_id, container="")
+        try:
+            record = self.get(name)
+        except NotFound:
+            self.ipam.release(network, endpoint)
+            return
+        if not self._keeps_addresses(record):
+            self.ipam.release(network, endpoint)
+            return
+        self.engine.network_driver(record.driver).release(
+            network=self._network(record), endpoint=self._endpoint(container, record, place)
+        )
+
+    def _keeps_addresses(self, record: NetworkRecord) -> bool:
+        return self.engine.network_driver(record.driver).keeps_addresses(network=self._network(record))
+
+    def watches(self, container: Container, netns: int) -> dict[str, Callable[[int], None]]:
+        """Return what must run while the container does, by endpoint: `NetworkDriver.watch` without its `stop`."""
+        found: dict[str, Callable[[int], None]] = {}
+        for name, place in container.network_settings.networks.items():
+            record = self.get(name)
+            driver = self.engine.network_driver(record.driver)
+            if place.endpoint_id and NetworkCapability.WATCH in driver.capabilities:
+                network, endpoint = self._network(record), self._endpoint(container, record, place)
+                found[place.endpoint_id] = lambda stop, d=driver, n=network, e=endpoint: d.watch(  # type: ignore[misc]
+                    network=n, endpoint=e, netns=netns, stop=stop
+                )
+        return found
 
     # Names
 
@@ -535,13 +649,16 @@ class Networks:
             if record.name in container.network_settings.networks:
                 raise Conflict(f"container {container.name} is already on network {record.name}")
             self._check_place(record, place)
+            before = self._ways_out(container)
             container.network_settings.networks[record.name] = place
             if container.state.pid:
                 with _netns_of(container) as netns:
                     try:
-                        self._join_one(container, record.name, place, netns, gateway=False)
+                        self._join_one(container, record.name, place, netns)
+                        self._move_ways_out(container, before, netns)
                     except BaseException:
                         self._leave_one(container, record.name, place)
+                        self._release(container, record.name, place)
                         with self.engine.state.changing(container.id) as kept:
                             kept.network_settings.networks.pop(record.name, None)
                         raise
@@ -551,7 +668,7 @@ class Networks:
             self._reload(container)
 
     def _reload(self, container: Container) -> None:
-        """Tell the supervisor to look at the container's networks again: the first with names brings the resolver."""
+        """Tell the supervisor to look at the container's networks again: for the resolver, and what must be watched."""
         try:
             connection = self.engine.containers.connect(container)
         except Conflict:
@@ -583,11 +700,19 @@ class Networks:
                 if force:
                     return
                 raise Conflict(f"container {container.name} is not on network {record.name}")
+            before = self._ways_out(container)
             if place.endpoint_id:
                 self._leave_one(container, record.name, place)
-                self._release(record.name, place)
+                self._release(container, record.name, place)
+            del container.network_settings.networks[record.name]
+            if container.state.pid:
+                with _netns_of(container) as netns:
+                    self._move_ways_out(container, before, netns)
             with self.engine.state.changing(container.id) as kept:
                 kept.network_settings.networks.pop(record.name, None)
+                self.note(container, kept)
+        if container.state.pid:
+            self._reload(container)
 
     # Between records and contracts
 
@@ -601,16 +726,24 @@ class Networks:
 
     def _settle_subnets(self, record: NetworkRecord) -> builtins.list[IpamConfig]:
         """Reserve the network's subnets with core's IPAM, where the driver has endpoints with addresses of it."""
-        capabilities = self.engine.network_driver(record.driver).capabilities
-        if NetworkCapability.L2 not in capabilities or NetworkCapability.ADDRESSES in capabilities:
+        driver, network = self.engine.network_driver(record.driver), self._network(record)
+        if driver.keeps_addresses(network=network):
+            return _configs(driver.settle(network=network))
+        if NetworkCapability.L2 not in driver.capabilities:
             return record.ipam.config
-        settled = self.ipam.settle(self._network(record), ipv4=True, ipv6=record.enable_ipv6)
-        return [
-            IpamConfig(
-                subnet=s.pool, gateway=s.gateway or "", ip_range=s.range or "", auxiliary_addresses=s.reserved
-            )
-            for s in settled.subnets
-        ]  # fmt: skip
+        return _configs(self.ipam.settle(network, ipv4=True, ipv6=record.enable_ipv6))
+
+    def _endpoint(self, container: Container, record: NetworkRecord, place: EndpointSettings) -> Endpoint:
+        pairs = ((place.ip_address, place.ip_prefix_len), (place.global_ipv6_address, place.global_ipv6_prefix_len))
+        struct = self.engine.network_driver(record.driver).EndpointOptions
+        return Endpoint(
+            id=place.endpoint_id,
+            container=container.id,
+            names=(container.name, container.id[:12], *(place.aliases or [])),
+            addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
+            mac=place.mac_address or None,
+            options=self._options(record.driver, struct, place.driver_opts or {}, "--driver-opt"),
+        )
 
     def _network(self, record: NetworkRecord) -> Network:
         driver = self.engine.network_driver(record.driver)
@@ -660,19 +793,30 @@ class Networks:
         return self.engine.lock("networks")
 
 
-def _endpoint(container: Container, place: EndpointSettings) -> Endpoint:
-    pairs = ((place.ip_address, place.ip_prefix_len), (place.global_ipv6_address, place.global_ipv6_prefix_len))
-    return Endpoint(
-        id=place.endpoint_id,
-        container=container.id,
-        names=(container.name,),
-        addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
-        mac=place.mac_address or None,
-    )
+def _scope(driver: NetworkDriver) -> str:
+    return "global" if NetworkCapability.MULTI_HOST in driver.capabilities else "local"
+
+
+def _configs(network: Network) -> list[IpamConfig]:
+    return [
+        IpamConfig(subnet=s.pool, gateway=s.gateway or "", ip_range=s.range or "", auxiliary_addresses=s.reserved)
+        for s in network.subnets
+    ]
+
+
+def _record_of(network: Network, driver: str) -> NetworkRecord:
+    """Write down a network that another host made."""
+    from transom.services.options import words_of
+
+    return NetworkRecord(
+        name=network.name, id=network.id, created=now(), driver=driver, scope="global", internal=network.internal,
+        enable_ipv6=any(":" in subnet.pool for subnet in network.subnets), ipam=IpamRecord(config=_configs(network)),
+        options=words_of(network.options), labels=network.labels,
+    )  # fmt: skip
 
 
 def _note(place: EndpointSettings, attachment: Attachment) -> None:
-    place.mac_address = attachment.mac or ""
+    place.interface, place.mac_address = attachment.interface or "", attachment.mac or ""
     for address in attachment.addresses:
         text, _, prefix = address.partition("/")
         if ":" in text:

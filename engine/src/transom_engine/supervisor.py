@@ -39,6 +39,7 @@ from transom_engine.streams import Splitter, pipe, read
 
 if TYPE_CHECKING:
     from transom_engine.resolver import Resolver
+    from transom_engine.watching import Watchers
 
 _CLONE_NEWPID = 0x20000000
 _CLIENT_LIMIT = 1 << 20
@@ -202,6 +203,7 @@ class Supervisor:
         self.join: Sequence[str] = ()
         self.watch: Watch | None = None
         self.resolver: Resolver | None = None
+        self.watchers: Watchers | None = None
         self.netns = -1
         self.kill_at = 0.0
         self.restart_at = 0.0
@@ -335,8 +337,19 @@ class Supervisor:
             self.undo.append(lambda: networks.leave(container))
             networks.join(container, place.fd)
             self.netns = place.fd
+            self._watch_networks(container)
             self._listen_for_names(container)
         return f"/proc/{os.getpid()}/fd/{place.fd}"
+
+    def _watch_networks(self, container: Container) -> None:
+        wanted = self.engine.networks.watches(container, self.netns)
+        if wanted and self.watchers is None:
+            from transom_engine.watching import Watchers
+
+            self.watchers = Watchers()
+            self.undo.append(self.watchers.close)
+        if self.watchers is not None:
+            self.watchers.follow(wanted)
 
     def _listen_for_names(self, container: Container) -> None:
         """Make the resolver where names are resolved; it answers once the container is on record as running."""
@@ -347,15 +360,18 @@ class Supervisor:
             self.undo.append(self.resolver.close)
 
     def _reload(self) -> None:
-        """Bring the resolver to a container that has joined its first network with names since it started.
+        """Watch the networks that the container is on now, and bring the resolver with the first that has names.
 
         It stays when the container leaves that network: it answers for the name servers too.
         """
-        if self.resolver is not None or self.netns < 0:
+        if self.netns < 0:
+            return
+        container = self.engine.state.container(self.id)
+        self._watch_networks(container)
+        if self.resolver is not None:
             return
         from transom_engine.bundle import write_resolv_conf
 
-        container = self.engine.state.container(self.id)
         self._listen_for_names(container)
         if self.resolver is not None:
             self.resolver.start()
@@ -821,7 +837,7 @@ class Supervisor:
                 step()
             except Exception as error:
                 print(f"clearing {self.id[:12]} away: {error}", file=sys.stderr, flush=True)
-        self.feeds, self.watch, self.resolver, self.netns = [], None, None, -1
+        self.feeds, self.watch, self.resolver, self.watchers, self.netns = [], None, None, None, -1
         remove_runtime_state(str(self.run))
 
     def _restarts(self, container: Container) -> bool:

@@ -25,9 +25,20 @@ remote end (an overlay's etcd) reports only this host's part.
 Addresses
     By default core's IPAM (`transom.services.ipam`) gives each endpoint its addresses and the driver sets
     them. A driver whose addresses come from elsewhere (macvlan by DHCP, an overlay whose pool several hosts
-    share) declares `NetworkCapability.ADDRESSES`: core then calls `allocate` before `attach` and `release`
-    after `detach`. `allocate` may leave an endpoint without an address when that is only known inside the
-    namespace (DHCP); `attach` then returns it in the `Attachment`, and `watch` renews the lease.
+    share) declares `NetworkCapability.ADDRESSES`, and says by `keeps_addresses` for which networks: for those
+    core calls `settle` before `create_network`, `allocate` before `attach` and `release` after `detach`.
+    `allocate` may leave an endpoint without an address when that is only known inside the namespace (DHCP);
+    `attach` then returns it in the `Attachment`, and `watch` renews the lease.
+
+Routes
+    A driver makes no default route. It reports the next hops of an endpoint's network (`Attachment.gateways`);
+    a container may be on several networks, and core makes the default routes of the one with the highest
+    priority, for each address family, and of the next one when that is left (`transom.services.interfaces`).
+
+Several hosts
+    Networks of a driver with `NetworkCapability.MULTI_HOST` are made on one host and used on all. The driver
+    keeps them where all hosts look (`create_network`, `delete_network`), and `networks` lists them; core takes
+    those that it has no record of as its own, with the same id.
 
 Whose namespace
     `netns` returns `Netns(own)`, `Netns(host)` or `Netns(container, of=ID)`. In the last two cases the engine
@@ -74,7 +85,7 @@ class NetworkCapability(Capability):
     LOOKUP = "lookup"
     """`NetworkDriver.lookup`: knows the names of endpoints on other hosts."""
     ADDRESSES = "addresses"
-    """`NetworkDriver.allocate`, `release`: addresses do not come from core's IPAM."""
+    """`NetworkDriver.settle`, `allocate`, `release`: addresses need not come from core's IPAM."""
     IPV6 = "ipv6"
     """Networks may have IPv6 subnets."""
     INTERNAL = "internal"
@@ -82,7 +93,7 @@ class NetworkCapability(Capability):
     HOT_PLUG = "hot-plug"
     """`attach` and `detach` work while the container runs; a container can be on several networks."""
     MULTI_HOST = "multi-host"
-    """One network spans hosts."""
+    """One network spans hosts; `NetworkDriver.networks` lists those of all hosts."""
     WATCH = "watch"
     """`NetworkDriver.watch` must run while an endpoint is attached."""
     REFERENCE = "reference"
@@ -144,7 +155,6 @@ class Endpoint(msgspec.Struct, frozen=True):
         mac: "02:42:ac:12:00:02", or None for the driver's choice. A driver derives it from the address where
             it can, so that a neighbour's cache stays right when an address is used again.
         interface: the wanted name in the container, or None for the next free ``ethN``.
-        gateway: this endpoint provides the container's default route.
         options: the driver's own, an instance of `NetworkDriver.EndpointOptions`.
         reference: the container id after the colon, with `NetworkCapability.REFERENCE`.
     """
@@ -156,7 +166,6 @@ class Endpoint(msgspec.Struct, frozen=True):
     static: bool = False
     mac: str | None = None
     interface: str | None = None
-    gateway: bool = True
     options: msgspec.Struct = NoOptions()
     reference: str | None = None
 
@@ -183,7 +192,8 @@ class Attachment(msgspec.Struct, frozen=True):
         interface: its name in the container; None when there is none (the driver ``none``).
         mac: of that interface.
         addresses: with prefix length; they are those of the endpoint unless the driver chose them.
-        gateways: the next hops of the default routes that were set, one for each address family.
+        gateways: the next hops towards everything else, at most one for each address family; "0.0.0.0" and "::"
+            stand for the link itself. None on an internal network.
         dns: name servers that came with the addresses (DHCP); empty otherwise.
         search: search domains that came with the addresses.
         mtu: of the interface, in bytes.
@@ -261,7 +271,7 @@ class NetworkDriver(Driver):
     @operation()
     @abstractmethod
     def attach(self, network: Network, endpoint: Endpoint, netns: int) -> Attachment:
-        """Join the namespace to the network: interface, addresses, routes, all of it up.
+        """Join the namespace to the network: interface, addresses, all of it up; no default route.
 
         Fails cleanly: raised, nothing of the endpoint is left on the host or in the namespace.
 
@@ -309,6 +319,33 @@ class NetworkDriver(Driver):
     def unpublish(self, network: Network, endpoint: Endpoint) -> None:
         """Withdraw every published port of the endpoint. None published is success."""
         raise self.unsupported(NetworkCapability.PUBLISH)
+
+    @operation(needs=NetworkCapability.MULTI_HOST)
+    def networks(self) -> tuple[Network, ...]:
+        """List the networks that are known on any of the hosts, in full.
+
+        Raises:
+            DriverError: what the hosts share cannot be reached; core goes on with those it knows.
+        """
+        raise self.unsupported(NetworkCapability.MULTI_HOST)
+
+    @operation()
+    def keeps_addresses(self, network: Network) -> bool:
+        """Say whether the network's addresses come from the driver; the inherited body: those of all networks do,
+        if it declares `NetworkCapability.ADDRESSES`."""
+        return NetworkCapability.ADDRESSES in self.capabilities
+
+    @operation(needs=NetworkCapability.ADDRESSES)
+    def settle(self, network: Network) -> Network:
+        """Complete the subnets of a new network, of which `network` has what the user asked for, and return it.
+
+        A range that is asked for may lack its gateway; with none asked for, the driver chooses, or leaves it
+        empty where only the endpoints get to know (DHCP). Idempotent; what it reserves `delete_network` gives back.
+
+        Raises:
+            Conflict: a subnet overlaps another one, or none is free.
+        """
+        raise self.unsupported(NetworkCapability.ADDRESSES)
 
     @operation(needs=NetworkCapability.ADDRESSES)
     def allocate(self, network: Network, endpoint: Endpoint) -> Endpoint:

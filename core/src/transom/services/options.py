@@ -182,6 +182,17 @@ def convert(
         raise ConfigError(f"{who} (from {where}): {error}") from None
 
 
+def words_of(options: msgspec.Struct) -> dict[str, str]:
+    """Return what a user would have written: the opposite of `convert`, without what is as the default."""
+    found = {}
+    for field in msgspec.structs.fields(options):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        value = getattr(options, field.name)
+        if field.required or value != default:
+            found[field.encode_name] = _write(inspect.type_info(field.type), value)
+    return found
+
+
 def describe(struct: type[msgspec.Struct], docs: Mapping[str, str]) -> list[OptionDoc]:
     """List the options of a driver in the order of its structure; `docs` is its `option_docs`."""
     found = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,8 +11,6 @@ from functools import partial
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from transom.contract.network import Network, Owned, Port
 from transom.errors import ConfigError, Conflict, NotFound
@@ -31,7 +28,7 @@ from transom_conformance.network import (
     unreachable,
 )
 from transom_conformance.suite import World
-from transom_network_bridge import Bridge, BridgeOptions, netlink
+from transom_network_bridge import Bridge, BridgeOptions
 
 BRIDGE_NF = "/proc/sys/net/bridge/bridge-nf-call-"
 ICC, NAME, MTU = (
@@ -145,9 +142,9 @@ def test_ports_are_published_where_the_option_says_unless_an_address_is_named(si
 def test_interfaces_are_named_as_the_options_say(site):
     network = site.network(options={"com.docker.network.container_iface_prefix": "net"})
     container = site.container()
-    assert [container.attach(network, gateway=not n)[1].interface for n in range(2)] == ["net0", "net1"]
+    assert [container.attach(network)[1].interface for n in range(2)] == ["net0", "net1"]
     options = Bridge.EndpointOptions(interface="lan")
-    assert container.attach(network, gateway=False, options=options)[1].interface == "lan"
+    assert container.attach(network, options=options)[1].interface == "lan"
 
 
 @pytest.mark.parametrize(("asked", "mtu"), [({}, 1380), ({MTU: "1290"}, 1290), ({MTU: "9000"}, 9000)])
@@ -305,7 +302,7 @@ def test_a_full_bridge_says_so_and_the_others_stay(site):
 def test_what_goes_wrong_is_said_in_a_line(site):
     network = site.network()
     container, endpoint = site.joined(network)
-    attach = partial(container.attach, network, gateway=False)
+    attach = partial(container.attach, network)
     short = endpoint.id[:12]
     texts = {
         (Conflict, "interface eth0 already"): partial(attach, interface="eth0"),
@@ -314,9 +311,6 @@ def test_what_goes_wrong_is_said_in_a_line(site):
         ),
         (Conflict, f"the container has {plain(endpoint)}, {plain(endpoint, ipv6=True)} already"): partial(
             attach, addresses=endpoint.addresses
-        ),
-        (Conflict, "the container has a default route already; attach it without gateway"): partial(
-            container.attach, network
         ),
         (Conflict, f"endpoint {short} is attached to network net1 already"): partial(
             site.driver.attach, network=network, endpoint=endpoint, netns=container.netns
@@ -410,22 +404,3 @@ def test_the_hot_path_imports_nothing_expensive():
     modules = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout.split()
     expensive = {"pyroute2", "subprocess", "asyncio", "logging", "dataclasses", "tempfile", "shutil"}
     assert not expensive & set(modules)
-
-
-@given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40)), unique_by=lambda item: item[0]))
-def test_attributes_come_back_as_they_were(items):
-    assert netlink.attributes(b"".join(netlink.attribute(kind, value) for kind, value in items)) == dict(items)
-
-
-@given(st.binary(max_size=200))
-def test_no_bytes_are_too_odd_to_be_taken_apart(data):
-    netlink.attributes(data)
-
-
-def test_the_kernels_own_words_reach_the_error():
-    with netlink.Session() as session, pytest.raises(OSError) as caught:
-        session.request(
-            netlink.add_veth(name="vtx", master=999_999, mtu=1500, peer="p", mac="02:42:00:00:00:01", netns=99_999)
-        )
-    assert caught.value.errno
-    assert socket.AF_NETLINK  # nothing was made

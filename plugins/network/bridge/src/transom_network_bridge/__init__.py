@@ -6,7 +6,7 @@ a port of the bridge. The host's part of everything carries the id it belongs to
 stale: while the namespace of a container that was not started dies with its last descriptor, the kernel takes the
 pair away too.
 
-The modules: `netlink` speaks to the kernel, `firewall` keeps the nftables table, `ports` chooses host ports.
+The modules: `firewall` keeps the nftables table, `ports` chooses host ports.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
@@ -23,9 +22,20 @@ import msgspec
 from transom.contract import Probe
 from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability, NetworkDriver, Owned, Port
 from transom.errors import ConfigError, Conflict, DriverError, NotFound
+from transom.services import interfaces, netlink
 from transom.services.files import Lock
+from transom.services.interfaces import (
+    ETHERNET_MTU,
+    INTERFACE_DOCS,
+    InterfaceOptions,
+    alias_of,
+    gateways,
+    has_family,
+    read_setting,
+    write_setting,
+)
+from transom.services.netlink import Link, Session
 from transom.services.netns import create, inside
-from transom_network_bridge import netlink
 from transom_network_bridge.firewall import (
     ENDPOINT_SETS,
     PORT_MAPS,
@@ -36,14 +46,11 @@ from transom_network_bridge.firewall import (
     pack_port,
     pack_protocol,
 )
-from transom_network_bridge.netlink import Link, Session
 
 DRIVER = "network bridge"
 DEFAULT_BRIDGE = "transom0"
-ETHERNET_MTU, IPV6_MTU = 1500, 1280  # the latter by RFC 8200, section 5
 _INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 _NFPROTO = {4: b"\x02", 6: b"\x0a"}
-_NETWORK_ALIAS, _ENDPOINT_ALIAS = "transom network ", "transom endpoint "
 
 
 class BridgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,14 +75,6 @@ class BridgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError(f"{self.host_binding!r} is not an IPv4 address") from None
 
 
-class BridgeEndpointOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What ``network connect --driver-opt`` accepts."""
-
-    interface: Annotated[str, msgspec.Meta(pattern=_INTERFACE)] | None = msgspec.field(
-        name="com.docker.network.endpoint.ifname", default=None
-    )
-
-
 class Bridge(NetworkDriver):
     """See the module's text."""
 
@@ -93,7 +92,7 @@ class Bridge(NetworkDriver):
         }
     )
     NetworkOptions = BridgeOptions
-    EndpointOptions = BridgeEndpointOptions
+    EndpointOptions = InterfaceOptions
     option_docs: ClassVar[dict[str, str]] = {
         "com.docker.network.bridge.name": "Name of the bridge on the host; one that exists is used and kept.",
         "com.docker.network.bridge.enable_ip_masquerade": "Whether what leaves the network gets the host's address.",
@@ -101,7 +100,7 @@ class Bridge(NetworkDriver):
         "com.docker.network.bridge.host_binding_ipv4": "Host address where ports are published unless one is named.",
         "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes that of the ways out of the host.",
         "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
-        "com.docker.network.endpoint.ifname": "Name of the interface in the container.",
+        **INTERFACE_DOCS,
     }
 
     def probe(self) -> Probe:
@@ -122,13 +121,13 @@ class Bridge(NetworkDriver):
     def status(self) -> dict[str, str]:
         """Say how frames inside a bridge are filtered, and whether the host forwards."""
         return {
-            "IPv4 forwarding": "on" if _read("ipv4/ip_forward") == "1" else "off",
+            "IPv4 forwarding": "on" if read_setting("ipv4/ip_forward") == "1" else "off",
             "bridge-nf-call-iptables": "on" if _bridge_nf() else "off",
         }
 
     def create_network(self, network: Network) -> None:
         """Make the bridge, or complete it; see the contract. Repeating it on a complete network is 0.2 ms."""
-        name, alias = _bridge_name(network), _NETWORK_ALIAS + network.id
+        name, alias = _bridge_name(network), alias_of(network)
         try:
             with Session() as session:
                 link = session.link(name)
@@ -142,30 +141,35 @@ class Bridge(NetworkDriver):
             ) from error
 
     def _complete(self, session: Session, link: Link, network: Network) -> bool:
-        ours = link.alias == _NETWORK_ALIAS + network.id
-        return ours and _gateways(network) <= session.addresses(link.index).keys() and Firewall().exists()
+        ours = link.alias == alias_of(network)
+        return ours and gateways(network) <= session.addresses(link.index).keys() and Firewall().exists()
 
     def _create(self, session: Session, network: Network, name: str, alias: str) -> None:
         link = session.link(name)
         if link and link.kind != "bridge":
             raise Conflict(f"network {network.name}: {name} is an interface of another kind ({link.kind or 'device'})")
-        if link and link.alias.startswith(_NETWORK_ALIAS) and link.alias != alias:
+        if link and link.alias != alias and interfaces.owned([link.alias]).networks:
             raise Conflict(f"network {network.name}: {name} is the bridge of network {link.alias.split()[-1][:12]}")
         new = link is None
         try:
             if new:
-                mtu, mac = _wanted_mtu(session, network), _mac(tuple(_gateways(network)), network.id)
-                session.request(netlink.add_bridge(name=name, mac=mac, mtu=mtu), netlink.set_alias(name, alias))
+                mtu, mac = (
+                    interfaces.wanted_mtu(session, network, _options(network).mtu),
+                    interfaces.mac_for(tuple(gateways(network)), network.id),
+                )
+                session.request(
+                    netlink.add_link(name=name, kind="bridge", mac=mac, mtu=mtu), netlink.set_alias(name, alias)
+                )
                 link = session.link(name)
             if link is None:
                 raise OSError(errno.ENODEV, "the bridge vanished while it was made")
             if link.alias == alias:  # an adopted bridge keeps its settings
-                _write(f"ipv6/conf/{name}/accept_ra", "0")
+                write_setting(f"ipv6/conf/{name}/accept_ra", "0")
                 # What the host forwards waits for a link-local address that is free of doubt, up to two seconds.
-                _write(f"ipv6/conf/{name}/accept_dad", "0")
-                _write(f"ipv6/conf/{name}/disable_ipv6", "0" if _has_family(network, 6) else "1")
-            _write(f"ipv4/conf/{name}/route_localnet", "0" if network.internal else "1")
-            missing = _gateways(network) - session.addresses(link.index).keys()
+                write_setting(f"ipv6/conf/{name}/accept_dad", "0")
+                write_setting(f"ipv6/conf/{name}/disable_ipv6", "0" if has_family(network, 6) else "1")
+            write_setting(f"ipv4/conf/{name}/route_localnet", "0" if network.internal else "1")
+            missing = gateways(network) - session.addresses(link.index).keys()
             session.request(*(netlink.add_address(link.index, address) for address in sorted(missing)))
             self._allow(network, name)
             session.request(netlink.set_up(name))
@@ -178,7 +182,7 @@ class Bridge(NetworkDriver):
         """Write the network's elements, and let the host forward where that is off."""
         options, firewall = _options(network), Firewall()
         firewall.load()
-        owner, packed = _NETWORK_ALIAS.split()[1] + " " + network.id, pack_name(name)
+        owner, packed = f"network {network.id}", pack_name(name)
         sets = {
             "natted": options.masquerade and not network.internal,
             "internal": network.internal,
@@ -191,13 +195,13 @@ class Bridge(NetworkDriver):
         if network.internal:
             return
         for family, key in {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}.items():
-            if _has_family(network, family) and _read(key) == "0":
+            if has_family(network, family) and read_setting(key) == "0":
                 mark = Element("forwarding", _NFPROTO[family], comment="host")
                 if mark not in firewall.elements("forwarding"):
                     firewall.change(add=[mark], remove=[])
                 if family == 6:
                     _keep_router_advertisements()
-                _write(key, "1")
+                write_setting(key, "1")
 
     def delete_network(self, network: Network) -> None:
         """Remove the bridge and its elements; with the last network, the table too."""
@@ -214,12 +218,12 @@ class Bridge(NetworkDriver):
         mine = firewall.elements(owner=f"network {network.id}")
         adopted = {element.key.rstrip(b"\0").decode() for element in mine if element.set == "bridges"}
         for link in session.links():
-            if link.alias == _NETWORK_ALIAS + network.id:
-                _remove_link(session, link.name)
+            if link.alias == alias_of(network):
+                interfaces.remove(session, link.name)
             elif link.name in adopted:
                 given = [a for a, owner in session.addresses(link.index).items() if owner == netlink.OURS]
                 session.request(*(netlink.delete_address(link.index, address) for address in given))
-                _write(f"ipv4/conf/{link.name}/route_localnet", "0")
+                write_setting(f"ipv4/conf/{link.name}/route_localnet", "0")
         firewall.change(add=[], remove=mine)
         _forget(firewall)
 
@@ -237,13 +241,19 @@ class Bridge(NetworkDriver):
                     raise Conflict(f"endpoint {endpoint.id[:12]} is attached to network {network.name} already")
                 interface, mac = self._pair(session, inner, network, endpoint, bridge, netns)
                 try:
-                    gateways = self._inside(inner, network, endpoint, interface, netns)
+                    interfaces.furnish(inner, netns=netns, endpoint=endpoint, interface=interface)
                 except BaseException:
-                    _remove_link(session, host)
+                    interfaces.remove(session, host)
                     raise
         except OSError as error:
             raise DriverError("attach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
-        return Attachment(interface=interface, mac=mac, addresses=endpoint.addresses, gateways=gateways, mtu=bridge.mtu)
+        return Attachment(
+            interface=interface,
+            mac=mac,
+            addresses=endpoint.addresses,
+            gateways=interfaces.next_hops(network, endpoint),
+            mtu=bridge.mtu,
+        )
 
     def _pair(
         self,
@@ -256,15 +266,15 @@ class Bridge(NetworkDriver):
     ) -> tuple[str, str]:
         """Make the pair; return the name and the MAC of its inner end."""
         host = _host_end(endpoint.id)
-        mac = endpoint.mac or _mac(endpoint.addresses, endpoint.id)
+        mac = endpoint.mac or interfaces.mac_for(endpoint.addresses, endpoint.id)
         nf = _bridge_nf()
-        for interface in _interface_names(inner, network, endpoint):
+        for interface in interfaces.names(inner, endpoint, _options(network).prefix):
             try:
                 session.request(
                     netlink.add_veth(
                         name=host, master=bridge.index, mtu=bridge.mtu, peer=interface, mac=mac, netns=netns
                     ),
-                    netlink.set_alias(host, _ENDPOINT_ALIAS + endpoint.id),
+                    netlink.set_alias(host, alias_of(endpoint)),
                     # Frames inside the bridge pass the firewall, or they do not: see its chain postrouting.
                     netlink.set_port(host, hairpin=nf, isolated=not nf and not _options(network).icc),
                 )
@@ -276,68 +286,29 @@ class Bridge(NetworkDriver):
                 continue
             except OSError as error:
                 if session.link(host):
-                    _remove_link(session, host)
+                    interfaces.remove(session, host)
                 if error.errno == errno.EXFULL:
                     raise Conflict(
                         f"network {network.name} is full: a bridge has 1023 ports; use another network"
                     ) from None
                 raise
             return interface, mac
-        raise Conflict(f"endpoint {endpoint.id[:12]}: the container has an interface {interface} already")
-
-    def _inside(
-        self, inner: Session, network: Network, endpoint: Endpoint, interface: str, netns: int
-    ) -> tuple[str, ...]:
-        """Give the inner end its addresses and set it up; return the next hops of the default routes."""
-        link = inner.link(interface)
-        if link is None:
-            raise OSError(errno.ENODEV, f"{interface} vanished from the namespace")
-        families = {":" in address for address in endpoint.addresses}
-        if True not in families:
-            inside(netns, _write, f"ipv6/conf/{interface}/disable_ipv6", "1")
-        subnets = network.subnets if endpoint.gateway and not network.internal else ()
-        gateways = tuple(s.gateway for s in subnets if s.gateway and (":" in s.gateway) in families)
-        taken = {_plain(address) for address in inner.addresses()} & {_plain(a) for a in endpoint.addresses}
-        if taken:
-            raise Conflict(f"endpoint {endpoint.id[:12]}: the container has {', '.join(sorted(taken))} already")
-        inner.request(
-            *(netlink.add_address(link.index, address) for address in endpoint.addresses),
-            netlink.set_up("lo"),
-            netlink.set_up(interface),
-        )
-        try:
-            inner.request(*(netlink.add_default_route(link.index, gateway) for gateway in gateways))
-        except FileExistsError:
-            raise Conflict(
-                f"endpoint {endpoint.id[:12]}: the container has a default route already; attach it without gateway"
-            ) from None
-        if endpoint.mac:  # one derived from the address is what the neighbours know
-            inside(netns, _announce, link.index, endpoint)
-        return gateways
+        raise interfaces.name_taken(endpoint, interface)
 
     def detach(self, network: Network, endpoint: Endpoint) -> None:
         """Remove the pair, whose host end may have gone with the namespace, and the published ports."""
         try:
             with Session() as session:
-                _remove_link(session, _host_end(endpoint.id))
+                interfaces.remove(session, _host_end(endpoint.id))
             self._withdraw(endpoint)
         except OSError as error:
             raise DriverError("detach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
 
     def owned(self) -> Owned:
         """Read the aliases of interfaces and the comments of elements."""
-        words = [element.comment.split(" ") for element in Firewall().elements()]
+        words = [element.comment for element in Firewall().elements()]
         with Session() as session:
-            words += [
-                link.alias.removeprefix("transom ").split(" ")
-                for link in session.links()
-                if link.alias.startswith("transom ")
-            ]
-        found = [word for word in words if len(word) > 1]
-        return Owned(
-            networks=frozenset(word[1] for word in found if word[0] == "network"),
-            endpoints=frozenset(word[1] for word in found if word[0] == "endpoint"),
-        )
+            return interfaces.owned([*(f"transom {word}" for word in words), *(link.alias for link in session.links())])
 
     def recover(self) -> list[str]:
         """Remove the table, and put forwarding back, when a crash left them behind the last network."""
@@ -358,7 +329,7 @@ class Bridge(NetworkDriver):
                 return
             if not bridge.up:
                 yield f"bridge {name} is down"
-            for address in sorted(_gateways(network) - session.addresses(bridge.index).keys()):
+            for address in sorted(gateways(network) - session.addresses(bridge.index).keys()):
                 yield f"bridge {name} has lost its address {address}"
         for endpoint in endpoints:
             end = links.get(_host_end(endpoint.id))
@@ -379,11 +350,11 @@ class Bridge(NetworkDriver):
         elif not Firewall().elements("bridges", owner=f"network {network.id}"):
             yield f"nftables table {TABLE} does not know bridge {name}"
         if not network.internal:
-            if _has_family(network, 4) and _read("ipv4/ip_forward") == "0":
+            if has_family(network, 4) and read_setting("ipv4/ip_forward") == "0":
                 yield "IPv4 forwarding is off (net.ipv4.ip_forward)"
-            if _has_family(network, 6) and _read("ipv6/conf/all/forwarding") == "0":
+            if has_family(network, 6) and read_setting("ipv6/conf/all/forwarding") == "0":
                 yield "IPv6 forwarding is off (net.ipv6.conf.all.forwarding)"
-            if _read(f"ipv4/conf/{name}/route_localnet") == "0":
+            if read_setting(f"ipv4/conf/{name}/route_localnet") == "0":
                 yield f"ports published at 127.0.0.1 are off (net.ipv4.conf.{name}.route_localnet)"
 
     def publish(self, network: Network, endpoint: Endpoint, ports: tuple[Port, ...]) -> tuple[Port, ...]:
@@ -447,86 +418,12 @@ def _host_end(endpoint: str) -> str:
     return f"vt{endpoint[:13]}"
 
 
-def _plain(address: str) -> str:
-    """Return an address without prefix, in the kernel's spelling."""
-    return socket.inet_ntop(*netlink.pack_address(address.partition("/")[0]))
-
-
-def _has_family(network: Network, family: int) -> bool:
-    return any((":" in subnet.pool) == (family == 6) for subnet in network.subnets)
-
-
-def _gateways(network: Network) -> set[str]:
-    """Return the bridge's addresses with prefix, in the kernel's spelling."""
-    found = set()
-    for subnet in network.subnets:
-        if subnet.gateway:
-            found.add(f"{_plain(subnet.gateway)}/{subnet.pool.partition('/')[2]}")
-    return found
-
-
-def _wanted_mtu(session: Session, network: Network) -> int:
-    """Return what was asked for, or the smallest MTU among the ways out of the host."""
-    uplinks = session.uplinks()
-    asked = network.mtu or _options(network).mtu
-    mtu = asked or min((link.mtu for link in session.links() if link.index in uplinks), default=ETHERNET_MTU)
-    if mtu < IPV6_MTU and _has_family(network, 6):
-        raise ConfigError(f"network {network.name}: IPv6 needs an MTU of at least {IPV6_MTU} bytes, not {mtu}")
-    return mtu
-
-
-def _mac(addresses: tuple[str, ...], identity: str) -> str:
-    """Return 02:42 and the IPv4 address, so that neighbours' caches stay right when the address is used again."""
-    if addresses:
-        _, packed = netlink.pack_address(min(addresses, key=lambda a: ":" in a).partition("/")[0])
-        return "02:42:" + packed[-4:].hex(":")
-    return "02:42:" + bytes.fromhex(identity[:8].rjust(8, "0")).hex(":")
-
-
-def _interface_names(inner: Session, network: Network, endpoint: Endpoint) -> Iterator[str]:
-    """Yield the wanted name, or the free ones in order."""
-    own = endpoint.options.interface if isinstance(endpoint.options, BridgeEndpointOptions) else None
-    wanted = endpoint.interface or own
-    if wanted:
-        if not 1 <= len(wanted) <= 15 or wanted in {".", ".."} or any(c in "/:" or c.isspace() for c in wanted):
-            raise ConfigError(f"interface name {wanted!r} is off: 1 to 15 characters without space, slash and colon")
-        yield wanted
-        return
-    present, prefix = {link.name for link in inner.links()}, _options(network).prefix
-    for number in range(1024):
-        if f"{prefix}{number}" not in present:
-            yield f"{prefix}{number}"
-
-
-def _announce(index: int, endpoint: Endpoint) -> None:
-    """Tell the neighbours whose address it is now (RFC 5227, section 2.3: ARP Announcement). Best effort."""
-    mac = netlink.pack_mac(endpoint.mac or "")
-    try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
-            sock.bind((socket.if_indextoname(index), 0))
-            for address in endpoint.addresses:
-                if ":" not in address:
-                    ip = socket.inet_aton(address.partition("/")[0])
-                    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + ip + bytes(6) + ip
-                    sock.send(b"\xff" * 6 + mac + struct.pack("!H", 0x0806) + arp)
-    except OSError:
-        pass
-
-
-def _remove_link(session: Session, name: str) -> None:
-    try:
-        session.request(netlink.delete_link(name))
-    except OSError as error:
-        if error.errno != errno.ENODEV:
-            raise
-
-
 def _forget(firewall: Firewall) -> bool:
     """After the last network remove the table, and switch off what was switched on for it; say whether."""
     if not firewall.exists() or firewall.elements("bridges"):
         return False
     for element in firewall.elements("forwarding"):
-        _write("ipv4/ip_forward" if element.key == _NFPROTO[4] else "ipv6/conf/all/forwarding", "0")
+        write_setting("ipv4/ip_forward" if element.key == _NFPROTO[4] else "ipv6/conf/all/forwarding", "0")
     firewall.remove()
     return True
 
@@ -534,8 +431,8 @@ def _forget(firewall: Firewall) -> bool:
 def _keep_router_advertisements() -> None:
     """Let the host go on taking its own IPv6 route from routers, which forwarding turns off (ip-sysctl)."""
     for name in os.listdir("/proc/sys/net/ipv6/conf"):
-        if name not in {"all", "default"} and _read(f"ipv6/conf/{name}/accept_ra") == "1":
-            _write(f"ipv6/conf/{name}/accept_ra", "2")
+        if name not in {"all", "default"} and read_setting(f"ipv6/conf/{name}/accept_ra") == "1":
+            write_setting(f"ipv6/conf/{name}/accept_ra", "2")
 
 
 def _width(port: Port) -> int:
@@ -577,26 +474,7 @@ def _hairpin_element(address: str, note: str) -> Element:
 
 
 def _bridge_nf() -> bool:
-    return _read("bridge/bridge-nf-call-iptables") == "1"
-
-
-def _read(key: str) -> str:
-    """Return a setting of the thread's namespace below /proc/sys/net; empty when the kernel has it not."""
-    try:
-        with open(f"/proc/sys/net/{key}") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def _write(key: str, value: str) -> None:
-    """Write a setting; an IPv6 one is no matter to a kernel without IPv6."""
-    try:
-        with open(f"/proc/sys/net/{key}", "w") as file:
-            file.write(value)
-    except FileNotFoundError:
-        if not key.startswith("ipv6/"):
-            raise
+    return read_setting("bridge/bridge-nf-call-iptables") == "1"
 
 
 def _try_kernel(netns: int) -> Probe:
@@ -604,7 +482,7 @@ def _try_kernel(netns: int) -> Probe:
     step = "bridges (CONFIG_BRIDGE)"
     try:
         with Session() as session:
-            session.request(netlink.add_bridge(name="br", mac="02:42:00:00:00:01", mtu=ETHERNET_MTU))
+            session.request(netlink.add_link(name="br", kind="bridge", mtu=ETHERNET_MTU))
             bridge = session.link("br")
             step = "veth pairs (CONFIG_VETH)"
             master = bridge.index if bridge else 0

@@ -17,7 +17,7 @@ import struct
 
 import msgspec
 
-from transom_network_bridge.netlink import (
+from transom.services.netlink import (
     ACK,
     CREATE,
     EXCL,

@@ -1,4 +1,9 @@
-"""The kernel's netlink protocol (netlink(7), rtnetlink(7)): just the messages that this driver sends.
+"""The kernel's netlink protocol (netlink(7), rtnetlink(7)): just the messages that network drivers send.
+
+Each message is made by a function here, and several are sent by `Session.request`::
+
+    with Session() as session:
+        session.request(add_link(name="br0", kind="bridge"), set_alias("br0", "mine"), set_up("br0"))
 
 Several messages go out in one sendmsg(2). The kernel works through them before the call returns, and a signal does
 not stop it in between: what must not be separated by SIGKILL, an interface and the alias that says whose it is,
@@ -15,27 +20,38 @@ from collections.abc import Iterator
 import msgspec
 
 REQUEST, ACK, DUMP, REPLACE, EXCL, CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
-NEWLINK, DELLINK, GETLINK, NEWADDR, DELADDR, GETADDR, NEWROUTE, GETROUTE = 16, 17, 18, 20, 21, 22, 24, 26
+NEWLINK, DELLINK, GETLINK, NEWADDR, DELADDR, GETADDR = 16, 17, 18, 20, 21, 22
+NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 _ERROR, _DONE = 2, 3
 _NESTED = 0x8000
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _IFF_UP = 1
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_IFALIAS, _IFLA_NET_NS_FD = 20, 28
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
 _IFA_F_NODAD = 2
-_RTA_OIF, _RTA_GATEWAY = 4, 5
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST, _RT_SCOPE_LINK = 254, 4, 1, 253
 OURS = 0x74
-"""IFA_PROTO of the addresses that this driver sets (ip-address(8), Linux 5.18): an adopted bridge keeps its own."""
+"""IFA_PROTO of the addresses set here (ip-address(8), Linux 5.18): an interface that was adopted keeps its own."""
 
 Message = tuple[int, int, bytes]
 """Type, flags and body."""
 
 
 class Link(msgspec.Struct, frozen=True):
-    """A network interface; `alias` is free text (ip-link(8)), `master` the index of the bridge it is a port of."""
+    """A network interface.
+
+    Attributes:
+        kind: "bridge", "veth", "macvlan" ...; empty for a device.
+        alias: free text (ip-link(8)).
+        master: the index of the bridge it is a port of.
+        parent: the index of the interface it is on top of, perhaps in another namespace; a veth's other end.
+        data: what its kind says of itself, as attributes (IFLA_INFO_DATA).
+        slave: what its master says of it, as attributes (IFLA_INFO_SLAVE_DATA).
+    """
 
     index: int
     name: str
@@ -45,12 +61,23 @@ class Link(msgspec.Struct, frozen=True):
     master: int = 0
     mtu: int = 0
     mac: str = ""
+    parent: int = 0
+    data: bytes = b""
     slave: bytes = b""
 
     @property
     def isolated(self) -> bool:
         """Whether this bridge port exchanges no frames with other isolated ones."""
         return attributes(self.slave).get(_BRPORT_ISOLATED) == b"\x01"
+
+
+class Route(msgspec.Struct, frozen=True):
+    """A route: `to` with prefix, the outgoing interface, the next hop; `static` as those that `add_route` makes."""
+
+    to: str
+    index: int
+    gateway: str | None = None
+    static: bool = False
 
 
 class Session:
@@ -147,13 +174,23 @@ class Session:
                 found[f"{text}/{prefix}"] = values.get(_IFA_PROTO, b"\0")[0]
         return found
 
-    def uplinks(self) -> set[int]:
-        """Return the indices of the interfaces that carry default routes of the main table."""
-        found = set()
+    def routes(self) -> list[Route]:
+        """List the routes of the main table."""
+        found = []
         for body in self.dump(GETROUTE, bytes(12)):
-            values = attributes(body[12:])
-            if body[1] == 0 and body[4] == 254 and body[7] == 1 and _RTA_OIF in values:  # dst_len, table, unicast
-                found.add(struct.unpack("=I", values[_RTA_OIF])[0])
+            family, bits, _, _, table, protocol, _, kind = struct.unpack_from("=8B", body)
+            if table == _RT_TABLE_MAIN and kind == _RTN_UNICAST:
+                values = attributes(body[12:])
+                packed = values.get(_RTA_DST, bytes(16 if family == socket.AF_INET6 else 4))
+                gateway = values.get(_RTA_GATEWAY)
+                found.append(
+                    Route(
+                        to=f"{socket.inet_ntop(family, packed)}/{bits}",
+                        index=struct.unpack("=I", values.get(_RTA_OIF, bytes(4)))[0],
+                        gateway=socket.inet_ntop(family, gateway) if gateway else None,
+                        static=protocol == _RTPROT_STATIC,
+                    )
+                )
         return found
 
 
@@ -216,26 +253,52 @@ def _link(body: bytes) -> Link:
         master=struct.unpack("=I", values.get(_IFLA_MASTER, bytes(4)))[0],
         mtu=struct.unpack("=I", values.get(_IFLA_MTU, bytes(4)))[0],
         mac=values.get(_IFLA_ADDRESS, b"").hex(":"),
+        parent=struct.unpack("=I", values.get(_IFLA_LINK, bytes(4)))[0],
+        data=info.get(_INFO_DATA, b""),
         slave=info.get(_INFO_SLAVE_DATA, b""),
     )
 
 
-def add_bridge(*, name: str, mac: str, mtu: int) -> Message:
-    """A bridge. With its address set, it keeps it when ports come and go."""
-    parts = _name(name) + attribute(_IFLA_ADDRESS, pack_mac(mac)) + attribute(_IFLA_MTU, struct.pack("=I", mtu))
-    return NEWLINK, ACK | CREATE | EXCL, _ifinfo() + parts + nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"))
+def add_link(
+    *,
+    name: str,
+    kind: str,
+    mac: str = "",
+    mtu: int = 0,
+    master: int = 0,
+    parent: int = 0,
+    netns: int | None = None,
+    up: bool = False,
+    data: bytes = b"",
+) -> Message:
+    """An interface of any kind.
+
+    Args:
+        mac: with its address set, a bridge keeps it when ports come and go.
+        master: the index of the bridge it becomes a port of.
+        parent: the index of the interface below it, in the session's namespace.
+        netns: a descriptor of the namespace in which it is born.
+        data: attributes that belong to the kind.
+    """
+    parts = _name(name)
+    if mac:
+        parts += attribute(_IFLA_ADDRESS, pack_mac(mac))
+    for code, value in ((_IFLA_MTU, mtu), (_IFLA_MASTER, master), (_IFLA_LINK, parent)):
+        if value:
+            parts += attribute(code, struct.pack("=I", value))
+    if netns is not None:
+        parts += attribute(_IFLA_NET_NS_FD, struct.pack("=I", netns))
+    info = nested(_IFLA_LINKINFO, text(_INFO_KIND, kind), nested(_INFO_DATA, data) if data else b"")
+    return NEWLINK, ACK | CREATE | EXCL, _ifinfo(up=up) + parts + info
 
 
 def add_veth(*, name: str, master: int, mtu: int, peer: str, mac: str, netns: int) -> Message:
     """A pair whose host end is up and in the bridge, and whose other end is born inside the namespace."""
-    size = attribute(_IFLA_MTU, struct.pack("=I", mtu))
-    inner = _name(peer) + size + attribute(_IFLA_ADDRESS, pack_mac(mac))
+    inner = _name(peer) + attribute(_IFLA_MTU, struct.pack("=I", mtu)) + attribute(_IFLA_ADDRESS, pack_mac(mac))
     inner += attribute(_IFLA_NET_NS_FD, struct.pack("=I", netns))
-    info = nested(
-        _IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(1 | _NESTED, _ifinfo() + inner))
+    return add_link(
+        name=name, kind="veth", master=master, mtu=mtu, up=True, data=attribute(1 | _NESTED, _ifinfo() + inner)
     )
-    outer = _name(name) + size + attribute(_IFLA_MASTER, struct.pack("=I", master))
-    return NEWLINK, ACK | CREATE | EXCL, _ifinfo(up=True) + outer + info
 
 
 def set_alias(name: str, alias: str) -> Message:
@@ -253,6 +316,11 @@ def set_port(name: str, *, hairpin: bool, isolated: bool) -> Message:
 def set_up(name: str) -> Message:
     """Set an interface up."""
     return NEWLINK, ACK, _ifinfo(up=True) + _name(name)
+
+
+def rename(index: int, name: str) -> Message:
+    """Give an interface another name (Linux 6.2: while it is up, too)."""
+    return NEWLINK, ACK, _ifinfo(index) + _name(name)
 
 
 def delete_link(name: str) -> Message:
@@ -287,9 +355,25 @@ def delete_address(index: int, address: str) -> Message:
     return DELADDR, ACK, header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
 
 
-def add_default_route(index: int, gateway: str) -> Message:
-    """The default route of the gateway's family."""
-    family, packed = pack_address(gateway)
-    header = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 4, 0, 1, 0)  # main table, RTPROT_STATIC, unicast
-    body = header + attribute(_RTA_GATEWAY, packed) + attribute(_RTA_OIF, struct.pack("=I", index))
-    return NEWROUTE, ACK | CREATE | EXCL, body
+def _route(index: int, to: str, gateway: str | None) -> bytes:
+    plain, _, prefix = to.partition("/")
+    family, packed = pack_address(plain)
+    bits = int(prefix or 8 * len(packed))
+    scope = 0 if gateway or family == socket.AF_INET6 else _RT_SCOPE_LINK
+    body = struct.pack("=8BI", family, bits, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, scope, _RTN_UNICAST, 0)
+    body += attribute(_RTA_OIF, struct.pack("=I", index))
+    if bits:
+        body += attribute(_RTA_DST, packed)
+    if gateway:
+        body += attribute(_RTA_GATEWAY, pack_address(gateway)[1])
+    return body
+
+
+def add_route(index: int, to: str, gateway: str | None = None, *, replace: bool = False) -> Message:
+    """A route in the main table to an address or a range ("0.0.0.0/0": the default), by a gateway or on the link."""
+    return NEWROUTE, ACK | CREATE | (REPLACE if replace else EXCL), _route(index, to, gateway)
+
+
+def delete_route(index: int, to: str, gateway: str | None = None) -> Message:
+    """Take a route away."""
+    return DELROUTE, ACK, _route(index, to, gateway)

@@ -1,0 +1,251 @@
+"""Interfaces of containers, and what is written of them on the host: what network drivers have in common.
+
+A driver makes its kind of interface by `transom.services.netlink`, best with the end that the container sees born
+inside the container's namespace, and has it furnished by `furnish`. Default routes are core's: a driver reports
+next hops (`Attachment.gateways`), and `route_by` makes the routes of those that win.
+
+What a driver makes on the host carries an alias (ip-link(8)), `alias_of` a network or an endpoint, in the same call
+that makes it. So there is no record that could go stale: `owned` reads it back.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from transom.contract.network import Endpoint, Network, Owned
+from transom.errors import ConfigError, Conflict
+from transom.services import netlink
+from transom.services.netlink import Session
+from transom.services.netns import inside
+
+ETHERNET_MTU, IPV6_MTU = 1500, 1280
+"""In bytes, the latter by RFC 8200, section 5."""
+ANY = {4: "0.0.0.0/0", 6: "::/0"}
+"""The destination of default routes, by family."""
+
+_ALIAS = "transom "
+
+InterfaceName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/:\s]{1,15}$")]
+"""What the kernel takes as the name of an interface (dev_valid_name)."""
+
+
+class InterfaceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ``network connect --driver-opt`` accepts where an endpoint is an interface: Docker's names."""
+
+    interface: InterfaceName | None = msgspec.field(name="com.docker.network.endpoint.ifname", default=None)
+    sysctls: tuple[str, ...] = msgspec.field(name="com.docker.network.endpoint.sysctls", default=())
+
+    def __post_init__(self) -> None:
+        """Check that each setting is one of the interface's own."""
+        for setting in self.sysctls:
+            key, equals, _ = setting.partition("=")
+            words = key.split(".")
+            if not equals or len(words) < 5 or words[0] != "net" or words[3] != "IFNAME" or "/" in key:
+                raise ValueError(f"{setting!r} is not a setting such as net.ipv4.conf.IFNAME.log_martians=1")
+
+
+INTERFACE_DOCS = {
+    "com.docker.network.endpoint.ifname": "Name of the interface in the container.",
+    "com.docker.network.endpoint.sysctls": "Settings of the interface, net.ipv4.conf.IFNAME.log_martians=1,...",
+}
+"""`option_docs` of `InterfaceOptions`."""
+
+
+def alias_of(thing: Network | Endpoint) -> str:
+    """Return what an interface on the host is marked with."""
+    return f"{_ALIAS}{'network' if isinstance(thing, Network) else 'endpoint'} {thing.id}"
+
+
+def owned(aliases: Iterable[str]) -> Owned:
+    """Read ids back from the aliases of interfaces; others' are passed over."""
+    words = [alias.removeprefix(_ALIAS).split(" ") for alias in aliases if alias.startswith(_ALIAS)]
+    found = {kind: frozenset(w[1] for w in words if w[0] == kind and len(w) > 1) for kind in ("network", "endpoint")}
+    return Owned(networks=found["network"], endpoints=found["endpoint"])
+
+
+def plain(address: str) -> str:
+    """Return an address without prefix, in the kernel's spelling."""
+    return socket.inet_ntop(*netlink.pack_address(address.partition("/")[0]))
+
+
+def family(address: str) -> int:
+    """Return 4 or 6."""
+    return 6 if ":" in address else 4
+
+
+def has_family(network: Network, number: int) -> bool:
+    """Say whether the network has a subnet of the family, 4 or 6."""
+    return any(family(subnet.pool) == number for subnet in network.subnets)
+
+
+def gateways(network: Network) -> set[str]:
+    """Return the gateways' addresses with prefix, in the kernel's spelling."""
+    return {f"{plain(s.gateway)}/{s.pool.partition('/')[2]}" for s in network.subnets if s.gateway}
+
+
+def next_hops(network: Network, endpoint: Endpoint) -> tuple[str, ...]:
+    """Return the gateways of the families that the endpoint has addresses of; none on an internal network."""
+    families, found = {family(address) for address in endpoint.addresses}, dict[int, str]()
+    for subnet in () if network.internal else network.subnets:
+        if subnet.gateway and family(subnet.pool) in families:
+            found.setdefault(family(subnet.pool), subnet.gateway)
+    return tuple(found.values())
+
+
+def wanted_mtu(session: Session, network: Network, asked: int = 0) -> int:
+    """Return what was asked for, or the smallest MTU among the ways out of the host.
+
+    Raises:
+        ConfigError: IPv6 does not go with so small a one.
+    """
+    mtu = network.mtu or asked
+    if not mtu:
+        uplinks = {route.index for route in session.routes() if route.to in ANY.values()}
+        mtu = min((link.mtu for link in session.links() if link.index in uplinks), default=ETHERNET_MTU)
+    if mtu < IPV6_MTU and has_family(network, 6):
+        raise ConfigError(f"network {network.name}: IPv6 needs an MTU of at least {IPV6_MTU} bytes, not {mtu}")
+    return mtu
+
+
+def mac_for(addresses: tuple[str, ...], identity: str) -> str:
+    """Return 02:42 and the IPv4 address, so that neighbours' caches stay right when the address is used again."""
+    if addresses:
+        _, packed = netlink.pack_address(min(addresses, key=family).partition("/")[0])
+        return "02:42:" + packed[-4:].hex(":")
+    return "02:42:" + bytes.fromhex(identity[:8].rjust(8, "0")).hex(":")
+
+
+def names(inner: Session, endpoint: Endpoint, prefix: str = "eth") -> Iterator[str]:
+    """Yield the name that the endpoint wants in the container, or the free ones in order.
+
+    Raises:
+        ConfigError: no interface can have the wanted name.
+    """
+    own = endpoint.options.interface if isinstance(endpoint.options, InterfaceOptions) else None
+    wanted = endpoint.interface or own
+    if wanted:
+        if not 1 <= len(wanted) <= 15 or wanted in {".", ".."} or any(c in "/:" or c.isspace() for c in wanted):
+            raise ConfigError(f"interface name {wanted!r} is off: 1 to 15 characters without space, slash and colon")
+        yield wanted
+        return
+    present = {link.name for link in inner.links()}
+    for number in range(1024):
+        if f"{prefix}{number}" not in present:
+            yield f"{prefix}{number}"
+
+
+def name_taken(endpoint: Endpoint, name: str) -> Conflict:
+    """Make the error for an interface name that the container has already."""
+    return Conflict(f"endpoint {endpoint.id[:12]}: the container has an interface {name} already")
+
+
+def furnish(inner: Session, *, netns: int, endpoint: Endpoint, interface: str) -> None:
+    """Give an interface in the container its settings and the endpoint's addresses, and set it and the loopback up.
+
+    Raises:
+        Conflict: the container has one of the addresses already.
+        ConfigError: the kernel has not got a setting, or does not take its value.
+        OSError: the interface has vanished, or the kernel refused.
+    """
+    link = inner.link(interface)
+    if link is None:
+        raise OSError(errno.ENODEV, f"{interface} vanished from the namespace")
+    taken = {plain(address) for address in inner.addresses()} & {plain(a) for a in endpoint.addresses}
+    if taken:
+        raise Conflict(f"endpoint {endpoint.id[:12]}: the container has {', '.join(sorted(taken))} already")
+    settings = {}
+    if all(family(address) == 4 for address in endpoint.addresses):
+        settings[f"ipv6/conf/{interface}/disable_ipv6"] = "1"
+    inside(netns, _configure, settings, endpoint.options, interface)
+    inner.request(
+        *(netlink.add_address(link.index, address) for address in endpoint.addresses),
+        netlink.set_up("lo"),
+        netlink.set_up(interface),
+    )
+    if endpoint.mac:  # one derived from the address is what the neighbours know
+        inside(netns, _announce, interface, endpoint)
+
+
+def _configure(settings: Mapping[str, str], options: Any, interface: str) -> None:
+    for key, value in settings.items():
+        write_setting(key, value)
+    for setting in options.sysctls if isinstance(options, InterfaceOptions) else ():
+        key, _, value = setting.partition("=")
+        words = key.split(".")
+        path = "/".join([words[1], words[2], interface, *words[4:]])
+        try:
+            with open(f"/proc/sys/net/{path}", "w") as file:
+                file.write(value)
+        except OSError as error:
+            raise ConfigError(f"cannot set {key}={value} on {interface}: {error.strerror}") from None
+
+
+def _announce(interface: str, endpoint: Endpoint) -> None:
+    """Tell the neighbours whose address it is now (RFC 5227, section 2.3: ARP Announcement). Best effort."""
+    mac = netlink.pack_mac(endpoint.mac or "")
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
+            sock.bind((interface, 0))
+            for address in endpoint.addresses:
+                if family(address) == 4:
+                    ip = socket.inet_aton(address.partition("/")[0])
+                    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + ip + bytes(6) + ip
+                    sock.send(b"\xff" * 6 + mac + struct.pack("!H", 0x0806) + arp)
+    except OSError:
+        pass
+
+
+def route_by(netns: int, hops: Iterable[tuple[str, str]]) -> None:
+    """Make default routes of next hops, one for each family, and take away those made earlier for others.
+
+    A default route that somebody else made in the container stays, and wins.
+
+    Args:
+        hops: pairs of an interface in the container and a gateway; "0.0.0.0" and "::" stand for the link itself.
+    """
+    with inside(netns, Session) as inner:
+        present = {family(route.to): route for route in inner.routes() if route.to in ANY.values()}
+        links = {link.name: link.index for link in inner.links()}
+        for interface, gateway in hops:
+            number = family(gateway)
+            old = present.pop(number, None)
+            if old is None or old.static:
+                hop = None if not any(netlink.pack_address(gateway)[1]) else gateway
+                inner.request(netlink.add_route(links[interface], ANY[number], hop, replace=True))
+        for route in present.values():
+            if route.static:
+                inner.request(netlink.delete_route(route.index, route.to, route.gateway))
+
+
+def remove(session: Session, name: str) -> None:
+    """Remove an interface. Absent is success."""
+    try:
+        session.request(netlink.delete_link(name))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+def read_setting(key: str) -> str:
+    """Return a setting of the thread's namespace below /proc/sys/net; empty when the kernel has it not."""
+    try:
+        with open(f"/proc/sys/net/{key}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def write_setting(key: str, value: str) -> None:
+    """Write a setting below /proc/sys/net; an IPv6 one is no matter to a kernel without IPv6."""
+    try:
+        with open(f"/proc/sys/net/{key}", "w") as file:
+            file.write(value)
+    except FileNotFoundError:
+        if not key.startswith("ipv6/"):
+            raise
