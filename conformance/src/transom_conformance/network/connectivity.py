@@ -1,0 +1,89 @@
+"""Containers reach what they are meant to reach."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from transom.services.netns import inside
+from transom_conformance.network.cases import NetworkCases
+from transom_conformance.network.site import (
+    HOST,
+    HOST6,
+    NEIGHBOUR,
+    NEIGHBOUR6,
+    PATIENCE,
+    TCP,
+    UDP,
+    Has,
+    Site,
+    listen,
+    plain,
+    requires,
+    talk,
+)
+
+
+class Connectivity(NetworkCases):
+    """Containers reach what they are meant to reach."""
+
+    # Connectivity
+
+    @requires(Has.L2)
+    @pytest.mark.parametrize("kind", [TCP, UDP])
+    def test_endpoints_of_a_network_reach_each_other(self, site: Site, kind: int) -> None:
+        """K1: and see each other's own addresses."""
+        network = site.network()
+        one, first = site.joined(network)
+        other, second = site.joined(network)
+        assert talk(other.netns, one.listen(kind), plain(first)) == plain(second)
+        assert talk(one.netns, other.listen(kind), plain(second)) == plain(first)
+
+    @requires(Has.L2, Has.IPV6)
+    @pytest.mark.parametrize("kind", [TCP, UDP])
+    def test_endpoints_of_a_network_reach_each_other_by_ipv6_at_once(self, site: Site, kind: int) -> None:
+        """K1, V1: no wait for duplicate address detection, core's IPAM did that."""
+        network = site.network()
+        one, first = site.joined(network)
+        other, second = site.joined(network)
+        server = one.listen(kind, address=plain(first, ipv6=True))
+        assert talk(other.netns, server, plain(first, ipv6=True)) == plain(second, ipv6=True)
+
+    @requires(Has.L2)
+    def test_a_full_packet_passes_and_the_mtu_is_the_networks(self, site: Site) -> None:
+        """K7: from end to end, without fragments."""
+        network = site.network(mtu=1300)
+        one, first = site.joined(network)
+        container = site.container()
+        _, attachment = container.attach(network)
+        assert attachment.mtu == 1300
+        server = one.listen(UDP)
+        server.settimeout(PATIENCE)
+        with inside(container.netns, socket.socket, socket.AF_INET, UDP) as client:
+            client.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO: ip(7)
+            client.connect((plain(first), server.getsockname()[1]))
+            talk(container.netns, server, plain(first))
+            client.send(bytes(1300 - 28))
+            assert len(server.recv(2000)) == 1300 - 28
+            with pytest.raises(OSError, match="too long"):
+                client.send(bytes(1300 - 27))
+
+    @requires(Has.L2, Has.DEFAULT)
+    @pytest.mark.parametrize("kind", [TCP, UDP])
+    def test_what_leaves_the_host_bears_the_hosts_address(self, site: Site, kind: int) -> None:
+        """K3: the neighbour has no route to containers."""
+        container, _ = site.joined(site.network())
+        server = listen(site, site.neighbour, kind, 0, NEIGHBOUR)
+        assert talk(container.netns, server, NEIGHBOUR) == HOST
+        if site.has(Has.IPV6):
+            server = listen(site, site.neighbour, kind, 0, NEIGHBOUR6)
+            assert talk(container.netns, server, NEIGHBOUR6) == HOST6
+
+    @requires(Has.L2)
+    def test_a_driver_makes_no_default_route(self, site: Site) -> None:
+        """K6: core decides which of several networks leads out."""
+        container = site.container()
+        container.attach(site.network(), leads_out=False)
+        assert container.ip("route", "show", "default") == []
+        assert container.ip("-6", "route", "show", "default") == []

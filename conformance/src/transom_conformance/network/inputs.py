@@ -1,0 +1,85 @@
+"""What cannot be is refused in words, and nothing changes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from transom.errors import Conflict, DriverError, NotFound, TransomError
+from transom_conformance.network.cases import NetworkCases
+from transom_conformance.network.site import Has, Site, plain, requires, talk
+
+
+class Inputs(NetworkCases):
+    """What cannot be is refused in words, and nothing changes."""
+
+    # Bad input
+
+    @requires(Has.L2)
+    def test_an_interface_name_that_is_taken_is_a_conflict_and_nothing_changes(self, site: Site) -> None:
+        """L6: the one that is there goes on working."""
+        network = site.network()
+        container, first = site.joined(network, interface="wan")
+        other, _ = site.joined(network)
+        before, links = site.census(), container.ip("link")
+        with pytest.raises(Conflict) as caught:
+            container.attach(network, interface="wan")
+        assert "wan" in str(caught.value)
+        assert site.census() == before
+        assert [link["ifname"] for link in container.ip("link")] == [link["ifname"] for link in links]
+        assert talk(other.netns, container.listen(), plain(first))
+
+    @requires(Has.L2, Has.HOT_PLUG)
+    def test_an_address_that_the_container_has_is_a_conflict_and_nothing_changes(self, site: Site) -> None:
+        """Z2: found late, when an interface is there already; it has to go again."""
+        one, two = site.network(), site.network()
+        container, endpoint = site.joined(one)
+        sibling, _ = site.joined(one)
+        before, links = site.census(), [link["ifname"] for link in container.ip("link")]
+        with pytest.raises(Conflict):
+            container.attach(two, addresses=endpoint.addresses, leads_out=False)
+        assert site.census() == before
+        assert [link["ifname"] for link in container.ip("link")] == links
+        assert talk(sibling.netns, container.listen(), plain(endpoint))
+
+    @requires(Has.L2)
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "a b", "sixteen-letters-"])
+    def test_an_interface_name_that_cannot_be_is_refused_and_nothing_changes(self, site: Site, name: str) -> None:
+        """B1: before the kernel takes half of it. An empty name is no wish."""
+        network = site.network()
+        before = site.census()
+        container = site.container()
+        if not name:
+            assert container.attach(network, interface=name)[1].interface
+            return
+        with pytest.raises(TransomError):
+            container.attach(network, interface=name)
+        assert site.census() == before
+
+    @requires(Has.L2)
+    @pytest.mark.parametrize("what", ["a closed descriptor", "a file"])
+    def test_what_is_no_namespace_is_refused_and_nothing_changes(self, site: Site, what: str) -> None:
+        """B3: as an error of the driver, with the kernel's errno."""
+        network = site.network()
+        before = site.census()
+        container = site.container()
+        container.close()
+        if what == "a file":
+            container.netns = os.open(site.world.path, os.O_RDONLY)
+        else:
+            container.netns = 10_000
+            site.world.defer(setattr, container, "netns", -1)
+        with pytest.raises(DriverError) as caught:
+            container.attach(network)
+        assert caught.value.errno
+        assert site.census() == before
+
+    @requires(Has.L2)
+    def test_attaching_to_a_network_that_is_not_there_says_so(self, site: Site) -> None:
+        """The namespace stays as it is."""
+        container = site.container()
+        links = container.ip("link")
+        with pytest.raises((NotFound, DriverError, Conflict)):
+            container.attach(site.describe())
+        assert container.ip("link") == links

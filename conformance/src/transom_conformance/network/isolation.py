@@ -1,0 +1,89 @@
+"""Containers do not reach what they are not meant to reach, and nothing else of the host is touched."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from functools import partial
+
+import pytest
+
+from transom.services.netns import inside
+from transom_conformance.network.cases import NetworkCases
+from transom_conformance.network.site import (
+    HOST,
+    IMPATIENCE,
+    NEIGHBOUR,
+    TCP,
+    UDP,
+    Has,
+    Site,
+    ip_batch,
+    listen,
+    plain,
+    requires,
+    talk,
+    unreachable,
+)
+
+
+class Isolation(NetworkCases):
+    """Containers do not reach what they are not meant to reach, and nothing else of the host is touched."""
+
+    # Isolation
+
+    @requires(Has.L2)
+    def test_networks_are_apart(self, site: Site) -> None:
+        """I1: neither by address nor by the host as a router."""
+        one, two = site.network(), site.network()
+        container, endpoint = site.joined(one)
+        sibling, _ = site.joined(one)
+        stranger, _ = site.joined(two)
+        for kind in (TCP, UDP):
+            server = container.listen(kind)
+            assert unreachable(stranger.netns, server, plain(endpoint))
+            assert talk(sibling.netns, server, plain(endpoint))
+
+    @requires(Has.L2, Has.INTERNAL)
+    def test_an_internal_network_has_no_way_out(self, site: Site) -> None:
+        """I2: neither to the neighbour nor to any address of the host, not even with a route of one's own."""
+        network = site.network(internal=True)
+        container, endpoint = site.joined(network)
+        sibling, _ = site.joined(network)
+        assert container.ip("route", "show", "default") == []
+        assert talk(sibling.netns, container.listen(), plain(endpoint))
+        inside(container.netns, ip_batch, f"route add default via {network.subnets[0].gateway}")
+        inside(site.neighbour, ip_batch, f"route add {network.subnets[0].pool} via {HOST}")
+        assert unreachable(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR)
+        server = listen(site, site.neighbour, UDP, 0, NEIGHBOUR)
+        server.settimeout(IMPATIENCE)
+        with inside(container.netns, socket.socket, socket.AF_INET, UDP) as client:
+            client.sendto(b"a secret needs no answer", server.getsockname())
+            with pytest.raises(TimeoutError):
+                server.recv(99)
+        for address in (HOST, network.subnets[0].gateway or ""):
+            assert unreachable(container.netns, listen(site, site.host, TCP, 0, "0.0.0.0"), address)
+            assert unreachable(container.netns, listen(site, site.host, UDP, 0, "0.0.0.0"), address)
+
+    @requires(Has.L2, Has.DEFAULT)
+    def test_foreign_state_is_left_alone(self, site: Site) -> None:
+        """I6: another table's rules and another bridge stay as they are."""
+        if not shutil.which("nft"):
+            pytest.skip("the program nft is missing: install nftables")
+
+        def foreign() -> None:
+            rules = "table ip foreign {\nchain forward {\ntype filter hook forward priority 0\n}\n}\n"
+            subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+            ip_batch("link add foreign0 type bridge", "address add 10.99.0.1/24 dev foreign0", "link set foreign0 up")
+
+        inside(site.host, foreign)
+        before = site.census()
+        network = site.network()
+        _, endpoint = site.joined(network)
+        assert before - {line for line in before if "forward" in line} <= site.census()
+        site.driver.detach(network=network, endpoint=endpoint)
+        site.driver.delete_network(network=network)
+        assert site.census() == before
+        inside(site.host, ip_batch, "link delete foreign0")
+        inside(site.host, partial(subprocess.run, ["nft", "delete", "table", "ip", "foreign"], check=True))

@@ -1,0 +1,221 @@
+"""Ports of containers are reached at the host, by those who may."""
+
+from __future__ import annotations
+
+import socket
+import time
+from functools import partial
+
+import pytest
+
+from transom.contract.network import Port
+from transom.errors import ConfigError, Conflict
+from transom.services.netns import inside
+from transom_conformance.network.cases import NetworkCases
+from transom_conformance.network.site import (
+    HOST,
+    HOST6,
+    IMPATIENCE,
+    NEIGHBOUR,
+    NEIGHBOUR6,
+    TCP,
+    UDP,
+    Has,
+    Site,
+    ip_batch,
+    listen,
+    loopback_routable,
+    persistently,
+    plain,
+    requires,
+    talk,
+    unreachable,
+)
+
+
+class Publishing(NetworkCases):
+    """Ports of containers are reached at the host, by those who may."""
+
+    # Published ports
+
+    @requires(Has.PUBLISH)
+    @pytest.mark.parametrize("kind", [TCP, UDP])
+    def test_a_published_port_is_reached_from_everywhere(self, site: Site, kind: int) -> None:
+        """P2, P3: from the neighbour, the host, a sibling and the container itself; the source is kept."""
+        network = site.network()
+        container, endpoint = site.joined(network)
+        sibling, _ = site.joined(network)
+        stranger, other = site.joined(site.network())
+        server, protocol = container.listen(kind, 80), "tcp" if kind == TCP else "udp"
+        ports = (Port(container=80, host=8080, protocol=protocol),)
+        bound = site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+        assert Port(container=80, host=8080, protocol=protocol, address="0.0.0.0") in bound
+        assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR
+        assert talk(site.host, server, HOST, 8080) == HOST
+        assert talk(stranger.netns, server, HOST, 8080) == plain(other)
+        talk(site.host, server, "127.0.0.1", 8080)
+        talk(sibling.netns, server, HOST, 8080)
+        talk(container.netns, server, HOST, 8080)
+
+    @requires(Has.PUBLISH, Has.IPV6)
+    def test_a_published_port_is_reached_by_ipv6(self, site: Site) -> None:
+        """P2, P5, V3: the same port for both families, at once; the source is kept."""
+        network = site.network()
+        container, endpoint = site.joined(network)
+        server = container.listen(TCP, 80, plain(endpoint, ipv6=True))
+        bound = site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80),))
+        assert {port.address for port in bound} == {"0.0.0.0", "::"}
+        assert len({port.host for port in bound}) == 1
+        start = time.monotonic()
+        assert talk(site.neighbour, server, HOST6, bound[0].host) == NEIGHBOUR6
+        assert time.monotonic() - start < 1.8  # one lost packet is repeated after a second
+        assert talk(site.host, server, HOST6, bound[0].host)
+
+    @requires(Has.PUBLISH)
+    def test_what_is_not_published_is_not_reached_from_outside(self, site: Site) -> None:
+        """I4: neither an unpublished port nor, by a route to the network, a container itself."""
+        network = site.network()
+        container, endpoint = site.joined(network)
+        server = container.listen(TCP, 80)
+        site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=81, host=8081),))
+        assert unreachable(site.neighbour, server, HOST, 8080)
+        inside(site.neighbour, ip_batch, f"route add {network.subnets[0].pool} via {HOST}")
+        assert unreachable(site.neighbour, server, plain(endpoint), 80)
+
+    @requires(Has.PUBLISH)
+    def test_a_port_published_at_loopback_is_the_hosts_alone(self, site: Site) -> None:
+        """I5: a neighbour that sends to 127.0.0.1 by way of the host does not get there; containers do not either."""
+        network = site.network()
+        container, endpoint = site.joined(network)
+        sibling, _ = site.joined(network)
+        server = container.listen(TCP, 80)
+        port = Port(container=80, host=8080, address="127.0.0.1")
+        assert site.driver.publish(network=network, endpoint=endpoint, ports=(port,)) == (port,)
+        talk(site.host, server, "127.0.0.1", 8080)
+        assert unreachable(site.neighbour, server, HOST, 8080)
+        for netns, device, via in (
+            (site.neighbour, "lan0", HOST),
+            (sibling.netns, "eth0", network.subnets[0].gateway),
+        ):
+            inside(netns, loopback_routable, device, via)
+            assert unreachable(netns, server, "127.0.0.1", 8080)
+            own = listen(site, site.host, TCP, 0, "127.0.0.1")
+            assert unreachable(netns, own, "127.0.0.1")
+
+    @requires(Has.PUBLISH)
+    def test_a_port_in_use_is_a_conflict_that_names_it_and_nothing_is_published(self, site: Site) -> None:
+        """P4: by a program of the host or by another endpoint, which is named; all ports or none."""
+        network = site.network()
+        _, first = site.joined(network, names=("web", "alias"))
+        _, second = site.joined(network)
+        site.driver.publish(network=network, endpoint=first, ports=(Port(container=80, host=8080),))
+        listen(site, site.host, TCP, 8081, "127.0.0.1")
+        listen(site, site.host, UDP, 8082, "0.0.0.0")
+        before = site.census()
+        for port, word in (
+            (Port(container=80, host=8080), "web"),
+            (Port(container=80, host=8080, address=HOST), "web"),
+            (Port(container=80, host=8081), "8081"),
+            (Port(container=80, host=8082, protocol="udp"), "8082"),
+        ):
+            with pytest.raises(Conflict) as caught:
+                site.driver.publish(network=network, endpoint=second, ports=(Port(container=81, host=8090), port))
+            assert str(port.host) in str(caught.value)
+            assert word in str(caught.value)
+            assert site.census() == before
+
+    @requires(Has.PUBLISH)
+    def test_any_port_is_a_free_one_of_the_ephemeral_range_and_of_a_range_the_first_free(self, site: Site) -> None:
+        """P1, P5: each publication gets another one."""
+        network = site.network()
+        _, endpoint = site.joined(network)
+        listen(site, site.host, TCP, 9000, "0.0.0.0")
+        ports = (Port(container=80), Port(container=80), *[Port(container=81, host=9000, host_end=9002)] * 2)
+        bound = site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+        hosts = [port.host for port in bound if port.address == "0.0.0.0"]
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+            low, high = map(int, file.read().split())
+        assert all(low <= port <= high for port in hosts[:2])
+        assert hosts[2:] == [9001, 9002]
+        assert len(set(hosts)) == 4
+        with pytest.raises(Conflict) as caught:
+            site.driver.publish(
+                network=network, endpoint=site.joined(network)[1], ports=(Port(container=1, host=9000, host_end=9002),)
+            )
+        assert "9000-9002" in str(caught.value)
+
+    @requires(Has.PUBLISH)
+    def test_publishing_again_replaces_and_withdrawing_ends_it(self, site: Site) -> None:
+        """P7: also right away, and detaching withdraws too."""
+        network = site.network()
+        container, endpoint = site.joined(network)
+        server = container.listen(TCP, 80)
+        before = site.census()
+        publish = partial(site.driver.publish, network=network, endpoint=endpoint)
+        publish(ports=(Port(container=80, host=8080), Port(container=80, host=8081)))
+        publish(ports=(Port(container=80, host=8081), Port(container=80, host=8082)))
+        assert unreachable(site.neighbour, server, HOST, 8080)
+        for port in (8081, 8082):
+            assert talk(site.neighbour, server, HOST, port)
+        for _ in range(2):
+            site.driver.unpublish(network=network, endpoint=endpoint)
+        assert site.census() == before
+        assert unreachable(site.neighbour, server, HOST, 8081)
+        publish(ports=(Port(container=80, host=8081),))
+        assert talk(site.neighbour, server, HOST, 8081)
+        site.driver.detach(network=network, endpoint=endpoint)
+        assert site.driver.owned().endpoints == frozenset()
+
+    @requires(Has.PUBLISH)
+    def test_a_client_that_keeps_sending_reaches_the_next_container(self, site: Site) -> None:
+        """P6: the kernel's memory of the first one's translation must not stand in the way."""
+        network = site.network()
+        port = (Port(container=53, host=5353, protocol="udp"),)
+        with inside(site.neighbour, socket.socket, socket.AF_INET, UDP) as client:
+            client.connect((HOST, 5353))
+            for _ in range(2):
+                container, endpoint = site.joined(network)
+                server = container.listen(UDP, 53)
+                server.settimeout(IMPATIENCE)
+                site.driver.publish(network=network, endpoint=endpoint, ports=port)
+                assert persistently(partial(client.send, b"x"), partial(server.recv, 9)) == b"x"
+                site.driver.detach(network=network, endpoint=endpoint)
+                container.close()
+
+    @requires(Has.PUBLISH)
+    @pytest.mark.parametrize(
+        "port",
+        [
+            Port(container=0, host=80),
+            Port(container=65536, host=80),
+            Port(container=80, host=70000),
+            Port(container=80, host=90, host_end=80),
+            Port(container=80, host=80, protocol="icmp"),
+            Port(container=80, host=80, address="198.51.100.77"),
+            Port(container=80, host=80, address="nowhere"),
+        ],
+        ids=str,
+    )
+    def test_a_port_that_cannot_be_is_refused_and_nothing_changes(self, site: Site, port: Port) -> None:
+        """B2: the user's words are off, and the error repeats them."""
+        network = site.network()
+        _, endpoint = site.joined(network)
+        before = site.census()
+        with pytest.raises(ConfigError):
+            site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=1, host=8090), port))
+        assert site.census() == before
+
+    @requires(Has.PUBLISH)
+    def test_a_thousand_ports_are_published_in_time_and_withdrawn_without_a_trace(self, site: Site) -> None:
+        """P8: and without a process for each."""
+        network = site.network()
+        container, endpoint = site.joined(network)
+        before = site.census()
+        ports = tuple(Port(container=1000 + number, host=10000 + number) for number in range(1000))
+        start = time.monotonic()
+        site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+        assert time.monotonic() - start < 10
+        for number in (0, 999):
+            assert talk(site.neighbour, container.listen(TCP, 1000 + number), HOST, 10000 + number) == NEIGHBOUR
+        site.driver.unpublish(network=network, endpoint=endpoint)
+        assert site.census() == before
