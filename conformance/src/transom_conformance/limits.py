@@ -213,7 +213,7 @@ def left(prefix: str) -> list[str]:
     points = {
         words[4]
         for words in (mount.split(" ") for mount in Path("/proc/self/mountinfo").read_text().splitlines())
-        if words[words.index("-") + 1] in {"cgroup", "cgroup2"}
+        if words[words.index("-") + 1].startswith("cgroup")
     }
     return [
         f"{place}/{name}" for point in points for place, names, _ in os.walk(point) for name in names if prefix in name

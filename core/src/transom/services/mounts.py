@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def _call(name: str, *args: Any, where: str = "") -> int:
+def libc(name: str, *args: Any, where: str = "") -> int:
     """Call a function of the C library; a failure names `where`, else the function."""
     result: int = getattr(_libc, name)(*args)
     if result < 0:
@@ -44,27 +44,27 @@ def _call(name: str, *args: Any, where: str = "") -> int:
 
 def _syscall(name: str, *args: Any) -> int:
     numbers = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in (_NR[name], *args)]
-    return _call("syscall", *numbers, where=name)
+    return libc("syscall", *numbers, where=name)
 
 
 def syncfs(fd: int) -> None:
     """Call syncfs(2), which `os` lacks."""
-    _call("syncfs", fd)
+    libc("syncfs", fd)
 
 
 def unshare(flags: int) -> None:
     """Call unshare(2) for the calling thread (`os` has it from Python 3.12 on)."""
-    _call("unshare", flags)
+    libc("unshare", flags)
 
 
 def setns(fd: int, flags: int) -> None:
     """Call setns(2) for the calling thread (`os` has it from Python 3.12 on)."""
-    _call("setns", fd, flags)
+    libc("setns", fd, flags)
 
 
 def become_subreaper() -> None:
     """Have orphaned descendants handed to this process (prctl(2), PR_SET_CHILD_SUBREAPER)."""
-    _call("prctl", 36, 1, 0, 0, 0)
+    libc("prctl", 36, 1, 0, 0, 0)
 
 
 def in_thread(function: Callable[[], T], *, daemon: bool = False) -> T:
@@ -91,13 +91,13 @@ def in_thread(function: Callable[[], T], *, daemon: bool = False) -> T:
 def mount(source: str, target: str, type: str = "", flags: int = 0, data: str = "") -> None:
     """Call mount(2)."""
     encoded = [os.fsencode(text) if text else None for text in (source, target, type)]
-    _call("mount", *encoded, ctypes.c_ulong(flags), os.fsencode(data) if data else None, where=target)
+    libc("mount", *encoded, ctypes.c_ulong(flags), os.fsencode(data) if data else None, where=target)
 
 
 def unmount(target: str, *, detach: bool = True) -> bool:
     """Unmount; return whether something was mounted there. `detach` lets go of a busy mount (umount2(2))."""
     try:
-        _call("umount2", os.fsencode(target), (MNT_DETACH if detach else 0) | UMOUNT_NOFOLLOW, where=target)
+        libc("umount2", os.fsencode(target), (MNT_DETACH if detach else 0) | UMOUNT_NOFOLLOW, where=target)
     except OSError as error:
         if error.errno not in {errno.EINVAL, errno.ENOENT}:
             raise

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-import transom_limits_cgroup1
 from transom.contract.limits import HugepageLimit, LimitsCapability, Resources, Throttle
 from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError, NotFound
+from transom.services import cgroups
+from transom.services.cgroups import below
 from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
 from transom_conformance.limits import DIRECT, HOLD, MB, SLEEP, Group, LimitsSuite, enter
 from transom_conformance.suite import World, in_child
 from transom_limits_cgroup1 import Cgroup1, Options
-from transom_limits_cgroup1._hierarchy import below, hierarchies
+from transom_limits_cgroup1._hierarchy import hierarchies
 from transom_limits_cgroup1._settings import Offered, old_values
 
 
@@ -298,7 +299,7 @@ def test_memory_below_what_is_in_use_is_refused_with_the_reason(driver: Cgroup1)
 
 
 def test_removing_a_group_with_processes_says_which(driver: Cgroup1, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transom_limits_cgroup1, "_REMOVE_SECONDS", 0.05)
+    monkeypatch.setattr(cgroups, "REMOVE_SECONDS", 0.05)
     group = started(driver, "busy", SLEEP)
     assert text_of(DriverError, driver.remove, "busy") == (
         "limits cgroup1: remove busy failed: Device or resource busy; "
@@ -311,8 +312,8 @@ def test_removing_a_group_with_processes_says_which(driver: Cgroup1, monkeypatch
 def test_a_process_that_hangs_in_the_kernel_is_named_and_dies_when_it_comes_back(
     driver: Cgroup1, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transom_limits_cgroup1, "_KILL_SECONDS", 0.3)
-    monkeypatch.setattr(transom_limits_cgroup1, "_FREEZE_SECONDS", 0.3)
+    monkeypatch.setattr(cgroups, "KILL_SECONDS", 0.3)
+    monkeypatch.setattr(cgroups, "FREEZE_SECONDS", 0.3)
     device = LimitsSuite().loop_device(world)
     group = Group(driver, "hung", Resources(device_write_bps=(Throttle(device, 1),)))
     program = group.run(DIRECT, device, 65536)

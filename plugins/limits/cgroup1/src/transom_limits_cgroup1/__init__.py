@@ -1,49 +1,27 @@
 """The resource-limit driver on cgroup v1 hierarchies (cgroups(7), kernel's admin-guide/cgroup-v1).
 
 A group is the directory ``PARENT/ID`` in every mounted hierarchy of a controller that the driver uses. The
-parents are made when first needed and stay, as docker's do.
+parents are made when first needed and stay, as docker's do. What survives a crash is told in
+`transom.services.cgroups`.
 
 Joining
     Write a pid, or ``0`` for the writer itself, to each file that `Cgroup1.create` returns. From inside another
     pid namespace only ``0`` is safe: a number is looked up in the writer's own namespace.
     A fork after the last write is in the group; threads that exist already are moved too.
-
-After a crash
-    A group that `Cgroup1.create` left half-made has no process; `Cgroup1.owned` names it and `Cgroup1.remove`
-    removes it, which is for the engine to decide. `Cgroup1.recover` completes an interrupted `Cgroup1.kill`
-    (whose processes would stay frozen) and undoes an interrupted `Cgroup1.update`.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from collections.abc import Callable
-from signal import SIGKILL
-from typing import Any, NoReturn
-
-import msgspec
+from typing import Any
 
 from transom.contract import Probe
-from transom.contract.limits import Limits, LimitsCapability, Resources, Stats, Watch
-from transom.errors import DriverError, NotFound
-from transom_limits_cgroup1._hierarchy import CONTROLLERS, below, hierarchies, members, read, write
-from transom_limits_cgroup1._settings import Offered, Refused, apply, old_values, restore, unsupported
-
-_FREEZE_SECONDS = 10.0
-_KILL_SECONDS = 10.0
-_REMOVE_SECONDS = 2.0
-
-
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The driver's options; see `Cgroup1.option_docs`."""
-
-    parent: str = "transom"
-
-    def __post_init__(self) -> None:
-        if not all(part.strip(".") for part in self.parent.strip("/").split("/")):
-            raise ValueError(f"parent={self.parent!r} is not the path of a group, such as transom or system/transom")
+from transom.contract.limits import LimitsCapability, Resources, Stats, Watch
+from transom.services import cgroups
+from transom.services.cgroups import CgroupLimits, Options, Undo, below, names_below, read, signal_all, wait, write
+from transom_limits_cgroup1._hierarchy import CONTROLLERS, hierarchies
+from transom_limits_cgroup1._settings import Offered, apply, old_values, restore, unsupported
 
 
 class _PerHost:
@@ -54,7 +32,7 @@ class _PerHost:
         return everything if driver is None else driver.offered.capabilities
 
 
-class Cgroup1(Limits):
+class Cgroup1(CgroupLimits):
     """Limits by cgroup v1 controllers; see the module's text."""
 
     name = "cgroup1"
@@ -101,34 +79,6 @@ class Cgroup1(Limits):
     def unsupported_resources(self, resources: Resources) -> dict[str, str]:
         return unsupported(resources, self.offered)
 
-    def create(self, id: str, resources: Resources) -> tuple[str, ...]:
-        groups = self._groups(id)
-        try:
-            for group in groups:
-                self._make(group)
-            apply(id, resources, self.offered, self._parent)
-        except BaseException as error:
-            if not self.processes(id):
-                self.remove(id)
-            if isinstance(error, OSError):
-                self._fail("create", id, error)
-            raise
-        return tuple(f"{group}/cgroup.procs" for group in groups)
-
-    def update(self, id: str, resources: Resources) -> None:
-        self._present(id)
-        undo = old_values(id, resources, self.offered, self._parent)
-        journal = self._note("update", id, undo)
-        try:
-            apply(id, resources, self.offered, self._parent)
-        except BaseException as error:
-            restore(undo)
-            if isinstance(error, OSError):
-                self._fail("update", id, error)
-            raise
-        finally:
-            _forget(journal)
-
     def stats(self, id: str) -> Stats:
         from transom_limits_cgroup1._stats import collect
 
@@ -139,114 +89,46 @@ class Cgroup1(Limits):
             self._present(id)  # removed meanwhile?
             self._fail("stats", id, error)
 
-    def processes(self, id: str) -> tuple[int, ...]:
-        found: set[int] = set()
-        for group in self._groups(id):
-            found |= members(group)
-        return tuple(sorted(found - {0}))
-
     def watch(self, id: str) -> Watch:
         from transom_limits_cgroup1._watch import OomWatch
 
-        if LimitsCapability.OOM_EVENTS not in self.capabilities:
-            raise self.unsupported(LimitsCapability.OOM_EVENTS)
-        self._present(id)
+        self._needs(id, LimitsCapability.OOM_EVENTS)
         return OomWatch(self._group(self.offered.points["memory"], id))
 
     def freeze(self, id: str) -> None:
         state = self._freezer(id)
-        if not _freeze(state, seconds=_FREEZE_SECONDS):
+        if not _freeze(state, seconds=cgroups.FREEZE_SECONDS):
             write(state, "THAWED")
             self._fail("freeze", id, "not every process stopped in time; it runs on, try again")
 
     def thaw(self, id: str) -> None:
         write(self._freezer(id), "THAWED")
 
-    def kill(self, id: str) -> None:
-        if not self.processes(id):
-            return
-        # Should this process die here, the group would stay frozen: recover() sees the note and goes on.
-        note = self._note("kill", id, [])
-        deadline = time.monotonic() + _KILL_SECONDS
-        while left := self.processes(id):
-            if time.monotonic() > deadline:
-                pids = ", ".join(map(str, left))
-                self._fail(
-                    "kill", id, f"still alive: {pids}", "a process that hangs in the kernel (state D) cannot die"
-                )
-            self._kill_once(id)
-        _forget(note)
-
-    def remove(self, id: str) -> None:
-        deadline = time.monotonic() + _REMOVE_SECONDS
-        for group in reversed(self._groups(id)):
-            for path in below(group):
-                self._rmdir(id, path, deadline)
-        for what in ("update", "kill"):
-            _forget(self._journal(what, id))
-
     def owned(self) -> frozenset[str]:
-        found: set[str] = set()
-        for point in set(self.offered.points.values()):
-            try:
-                found.update(entry.name for entry in os.scandir(f"{point}/{self._parent}") if entry.is_dir())
-            except FileNotFoundError:
-                continue
-        return frozenset(found)
-
-    def recover(self) -> list[str]:
-        done = []
-        for name in sorted(os.listdir(self.run)) if self.run.is_dir() else ():
-            what, _, id = name.partition("-")
-            path = f"{self.run}/{name}"
-            if name.endswith(".tmp"):
-                pass  # a note that was not finished: what it announces had not begun
-            elif what == "kill":
-                self.kill(id)
-                done.append(f"{id}: killed its processes, as was begun")
-            elif what == "update" and id in self.owned():
-                restore(msgspec.json.decode(read(path), type=list[tuple[str, str]]))
-                done.append(f"{id}: took back an update that was not complete")
-            _forget(path)
-        return done
+        return names_below(f"{point}/{self._parent}" for point in set(self.offered.points.values()))
 
     def _group(self, point: str, id: str) -> str:
         return f"{point}/{self._parent}/{id}"
 
     def _groups(self, id: str) -> list[str]:
-        """Return the group's directories, one for each hierarchy, in the order of joining."""
-        if not id.strip(".") or "/" in id:
-            self._fail("find", repr(id), "an id is a plain name")
-        return [self._group(point, id) for point in dict.fromkeys(self.offered.points.values())]
+        return [self._group(point, self._plain(id)) for point in dict.fromkeys(self.offered.points.values())]
 
-    def _present(self, id: str) -> None:
-        if not all(map(os.path.isdir, self._groups(id))):
-            raise NotFound(f"limits {self.name}: no group {id!r}; `create` makes it")
+    def _apply(self, id: str, resources: Resources) -> None:
+        apply(id, resources, self.offered, self._parent)
 
-    def _journal(self, what: str, id: str) -> str:
-        return f"{self.run}/{what}-{id}"
+    def _undo(self, id: str, resources: Resources) -> Undo:
+        return old_values(id, resources, self.offered, self._parent)
 
-    def _note(self, what: str, id: str, content: list[tuple[str, str]]) -> str:
-        from transom.services.files import write_atomic
-
-        os.makedirs(self.run, exist_ok=True)
-        write_atomic(self._journal(what, id), msgspec.json.encode(content), durable=False)
-        return self._journal(what, id)
+    def _restore(self, undo: Undo) -> None:
+        restore(undo)
 
     def _make(self, group: str) -> None:
-        """Make an empty group with default values; keep one that has processes."""
         try:
-            os.mkdir(group)
+            made = self._make_empty(group)
         except FileNotFoundError:
             self._make_parents(os.path.dirname(group))
-            os.mkdir(group)
-        except FileExistsError:
-            if members(group):
-                return
-            for path in below(group):
-                self._rmdir(os.path.basename(group), path, time.monotonic() + _REMOVE_SECONDS)
-            os.mkdir(group)
-        if group.startswith(self.offered.points.get("cpuset", "\0") + "/"):
+            made = self._make_empty(group)
+        if made and group.startswith(self.offered.points.get("cpuset", "\0") + "/"):
             self._inherit(group)
 
     def _make_parents(self, parent: str) -> None:
@@ -270,75 +152,29 @@ class Cgroup1(Limits):
         return value
 
     def _freezer(self, id: str) -> str:
-        if LimitsCapability.FREEZE not in self.capabilities:
-            raise self.unsupported(LimitsCapability.FREEZE)
-        self._present(id)
+        self._needs(id, LimitsCapability.FREEZE)
         return f"{self._group(self.offered.points['freezer'], id)}/freezer.state"
 
     def _kill_once(self, id: str) -> None:
-        """Signal every process while none can fork, then wait a little for them to go."""
         state = f"{self._group(self.offered.points.get('freezer', ''), id)}/freezer.state"
         try:
             _freeze(state, seconds=0.2)
         except OSError:
             pass  # no freezer here, or the group is half-made: repetition has to do
-        for pid in self.processes(id):
-            try:
-                os.kill(pid, SIGKILL)
-            except ProcessLookupError:
-                continue
+        signal_all(self.processes(id))
         for group in reversed(list(below(os.path.dirname(state)))):
             try:
                 write(f"{group}/freezer.state", "THAWED")
             except OSError:
                 continue
-        _wait(lambda: not self.processes(id), seconds=0.1)
-
-    def _rmdir(self, id: str, path: str, deadline: float) -> None:
-        while True:
-            try:
-                os.rmdir(path)
-                return
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                # A process that has just died holds its group for a moment.
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                    pids = ", ".join(map(str, self.processes(id))) or "none that this process can see"
-                    self._fail("remove", id, error, f"kill its processes first: {pids}")
-                time.sleep(0.001)
-
-    def _fail(self, operation: str, id: str, cause: object, hint: str = "") -> NoReturn:
-        if isinstance(cause, Refused):
-            hint = cause.hint
-        raise DriverError(operation, driver=f"limits {self.name}", subject=id, cause=cause, hint=hint) from (
-            cause if isinstance(cause, BaseException) else None
-        )
-
-
-def _forget(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
-def _wait(done: Callable[[], bool], *, seconds: float) -> bool:
-    """Poll with growing pauses; say whether it came true in time."""
-    deadline, pause = time.monotonic() + seconds, 0.0002
-    while not done():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(pause)
-        pause = min(pause * 2, 0.01)
-    return True
+        wait(lambda: not self.processes(id), seconds=0.1)
 
 
 def _freeze(state: str, *, seconds: float) -> bool:
     """Freeze and wait for it; a group that a fork or vfork holds half-frozen is asked again."""
     deadline = time.monotonic() + seconds
     write(state, "FROZEN")
-    while not _wait(lambda: read(state) == "FROZEN", seconds=min(0.05, seconds)):
+    while not wait(lambda: read(state) == "FROZEN", seconds=min(0.05, seconds)):
         if time.monotonic() > deadline:
             return False
         write(state, "THAWED")

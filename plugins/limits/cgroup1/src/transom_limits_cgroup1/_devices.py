@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterable
 
 from transom.contract.limits import DeviceRule
-from transom_limits_cgroup1._hierarchy import read, write
+from transom.services.cgroups import read, write
 
 Pattern = tuple[str, int | None, int | None]
 """Type, major, minor; None stands for all."""

@@ -10,8 +10,8 @@ from functools import cached_property
 
 from transom.contract.limits import LimitsCapability as Has
 from transom.contract.limits import Resources
+from transom.services.cgroups import Refused, asked, bfq_in_use, read, write
 from transom_limits_cgroup1._devices import current, set_devices
-from transom_limits_cgroup1._hierarchy import read, write
 
 _FIELDS = {
     "memory": (Has.MEMORY, "memory.limit_in_bytes"),
@@ -77,14 +77,6 @@ _HINTS = {
 }
 
 
-class Refused(OSError):
-    """The kernel refused a value: the text names the field, `hint` says what may help."""
-
-    def __init__(self, field: str, value: str, error: OSError) -> None:
-        super().__init__(error.errno, f"{field}={value}: {error.strerror or error}")
-        self.hint = _HINTS.get((field, error.errno or 0), "")
-
-
 class Offered:
     """What the mounted hierarchies offer. `points` has the mount point of each controller."""
 
@@ -107,17 +99,7 @@ class Offered:
         present = controller in self.points and (
             file.endswith(".") or os.path.exists(f"{self.points[controller]}/{file}")
         )
-        return present and (capability is not Has.IO_WEIGHT or _bfq_in_use())
-
-
-def _bfq_in_use() -> bool:
-    for device in os.listdir("/sys/block"):
-        try:
-            if "[bfq]" in read("/sys/block", device, "queue/scheduler"):
-                return True
-        except OSError:
-            continue
-    return False
+        return present and (capability is not Has.IO_WEIGHT or bfq_in_use())
 
 
 def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
@@ -126,7 +108,7 @@ def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
     if resources.kernel_memory is not None:
         reasons["kernel_memory"] = "kernels from 5.16 on do not limit kernel memory by itself: memory includes it"
     for field, (capability, file) in _FIELDS.items():
-        if _asked(resources, field) and capability not in offered.capabilities:
+        if asked(resources, field) and capability not in offered.capabilities:
             controller = (file or "hugetlb.").split(".")[0]
             mounted = controller in offered.points
             reason = _WITHOUT.get(capability, f"this kernel has no {file}")
@@ -137,10 +119,6 @@ def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
                 sizes = ", ".join(sorted(offered.hugepage_sizes))
                 reasons["hugepages"] = f"no huge pages of {page.size} on this host, it has {sizes}"
     return reasons
-
-
-def _asked(resources: Resources, field: str) -> bool:
-    return getattr(resources, field) not in (None, ()) or (field == "devices" and resources.devices is not None)
 
 
 _Setting = tuple[str, str, str]
@@ -159,12 +137,16 @@ def apply(id: str, resources: Resources, offered: Offered, parent: str) -> None:
                 _grant_realtime(path, int(value))
             write(path, value)
         except OSError as error:
-            raise Refused(field, value, error) from error
+            raise _refused(field, value, error) from error
     if resources.devices is not None and Has.DEVICES in offered.capabilities:
         try:
             set_devices(f"{offered.points['devices']}/{parent}/{id}", resources.devices)
         except OSError as error:
-            raise Refused("devices", f"{len(resources.devices)} rules", error) from error
+            raise _refused("devices", f"{len(resources.devices)} rules", error) from error
+
+
+def _refused(field: str, value: str, error: OSError) -> Refused:
+    return Refused(field, value, error, hint=_HINTS.get((field, error.errno or 0), ""))
 
 
 def old_values(id: str, resources: Resources, offered: Offered, parent: str) -> list[tuple[str, str]]:
@@ -202,7 +184,7 @@ def _settings(id: str, resources: Resources, offered: Offered, parent: str) -> l
     """Return each file and value, in the order of the fields, for all but the device list."""
     found = []
     for field, (capability, file) in _FIELDS.items():
-        if field == "devices" or not _asked(resources, field) or capability not in offered.capabilities:
+        if field == "devices" or not asked(resources, field) or capability not in offered.capabilities:
             continue
         for name, value in _values(field, file, getattr(resources, field), offered):
             found.append((field, f"{offered.points[name.split('.')[0]]}/{parent}/{id}/{name}", value))

@@ -6,7 +6,7 @@ import os
 import time
 
 from transom.contract.limits import IoStats, Stats
-from transom_limits_cgroup1._hierarchy import below, read
+from transom.services.cgroups import below, read, table
 from transom_limits_cgroup1._watch import oom_kills
 
 _TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -21,14 +21,14 @@ def collect(groups: dict[str, str]) -> Stats:
     if "cpuacct" in groups:
         values |= _cpu(groups["cpuacct"])
     if "cpu" in groups:
-        stat = _table(read(groups["cpu"], "cpu.stat"))
+        stat = table(read(groups["cpu"], "cpu.stat"))
         values |= {
             "cpu_periods": stat.get("nr_periods", 0),
             "cpu_throttled_periods": stat.get("nr_throttled", 0),
             "cpu_throttled": stat.get("throttled_time", 0),
         }
     if "memory" in groups:
-        details = _table(read(groups["memory"], "memory.stat"))
+        details = table(read(groups["memory"], "memory.stat"))
         values |= _memory(groups["memory"], details)
     if "pids" in groups:
         limit = read(groups["pids"], "pids.max")
@@ -46,7 +46,7 @@ def _cpu(group: str) -> dict[str, object]:
     try:
         user, system = int(read(group, "cpuacct.usage_user")), int(read(group, "cpuacct.usage_sys"))
     except FileNotFoundError:  # before Linux 4.6
-        stat = _table(read(group, "cpuacct.stat"))
+        stat = table(read(group, "cpuacct.stat"))
         user, system = stat["user"] * _TICK, stat["system"] * _TICK
     return values | {"cpu_user": user, "cpu_system": system}
 
@@ -87,7 +87,3 @@ def _either(group: str, file: str, otherwise: str) -> str:
         return read(group, file)
     except FileNotFoundError:
         return read(group, otherwise)
-
-
-def _table(text: str) -> dict[str, int]:
-    return {name: int(value) for name, value in (line.split() for line in text.splitlines())}

@@ -6,7 +6,7 @@ import os
 import time
 
 from transom.contract.limits import LimitEvent, Watch
-from transom_limits_cgroup1._hierarchy import write
+from transom.services.cgroups import write
 
 _SETTLE_SECONDS = 0.1
 
