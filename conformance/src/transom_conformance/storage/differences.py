@@ -10,10 +10,48 @@ from pathlib import Path
 import pytest
 
 from transom.contract.storage import Change, ChangeKind
-from transom.errors import ConfigError
+from transom.errors import ConfigError, Conflict
 from transom_conformance.storage.cases import StorageCases
-from transom_conformance.storage.layers import Layers, clear, put, tree_of
+from transom_conformance.storage.hostile import ESCAPES, damaged_tars, tar_of
+from transom_conformance.storage.layers import Fill, Layers, clear, put, tree_of
 from transom_conformance.storage.scribbles import scribble
+
+
+def _linked(top: Path) -> None:
+    put(a="1", d__keep="x")(top)
+    for name in ("b", "d/c"):
+        os.link(top / "a", top / name)
+
+
+def _owned(mode: int, owner: int, *names: str) -> Fill:
+    def fill(top: Path) -> None:
+        for name in names:
+            (top / name).mkdir(parents=True, exist_ok=True)
+            os.chown(top / name, owner, owner)
+            (top / name).chmod(mode)
+
+    return fill
+
+
+SEQUENCES: dict[str, tuple[Fill, ...]] = {
+    "files added and changed": (put(etc__hosts="1", etc__profile="1", root__bashrc="1"), put(etc__hosts="2")),
+    "files and directories deleted": (
+        put(etc__profile="1", tmp__a="1", tmp__b="1", kept="1"),
+        lambda top: (clear(top / "tmp"), clear(top / "etc" / "profile")),
+    ),
+    "a file replaced by a directory": (put(a="1"), lambda top: (clear(top / "a"), put(a__b="2")(top))),
+    "the mode of a directory": (_owned(0o777, 0, "dir1", "dir2"), _owned(0o755, 1, "dir1"), put(dir1__f="1")),
+    "the mode of a parent": (_owned(0o700, 5, "d", "d/e"), put(d__e__f="1"), put(d__e__f="2", d__g="1")),
+    "a link that was there": (_linked, put(other="1")),
+    "a link added": (_linked, lambda top: os.link(top / "a", top / "e")),
+    "a link of changed content": (_linked, put(b="changed")),
+    "a link added to changed content": (
+        _linked,
+        lambda top: ((top / "a").write_text("2"), os.link(top / "a", top / "e")),
+    ),
+    "a link taken away": (_linked, lambda top: clear(top / "a"), lambda top: clear(top / "b")),
+}
+"""Cases of what layers do to links and permissions; a step each layer."""
 
 
 class Differences(StorageCases):
@@ -47,6 +85,49 @@ class Differences(StorageCases):
             extract(stream=io.BytesIO(layers.diff(name)), root=str(plain))
             parent = name
         assert tree_of(plain) == layers.tree("layer-3")
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_the_diffs_of_plain_directories_make_the_same_chain(self, layers: Layers, seed: int) -> None:
+        """34: the other way round, so that any driver's diffs serve any other."""
+        from transom.services.archive import write
+        from transom.services.differ import compare
+        from transom.services.trees import copy_tree
+
+        parent, below = None, None
+        for n in range(3):
+            name, plain = f"layer-{n}", layers.world.path / f"plain-{n}"
+            if below is None:
+                plain.mkdir()
+            else:
+                copy_tree(below, plain)
+            scribble(plain, 200 * seed + n, steps=40)
+            out = io.BytesIO()
+            write(changes=compare(lower=str(below) if below else None, upper=str(plain)), root=str(plain), out=out)
+            layers.active("next", parent)
+            layers.snapshots.apply("next", io.BytesIO(out.getvalue()))
+            layers.snapshots.commit("next", name)
+            assert {**layers.tree(name), b".": None} == {**tree_of(plain), b".": None}
+            parent, below = name, plain
+
+    def test_the_diff_of_a_layer_in_use_is_refused(self, layers: Layers) -> None:
+        """35, 58: for it the layer would be mounted a second time."""
+        layers.committed("base", fill=put(a="1"))
+        layers.active("child", "base", put(b="2"))
+        with layers.snapshots.claim("child"), pytest.raises(Conflict, match="in use"):
+            layers.diff("child")
+        assert layers.diff("child")
+
+    @pytest.mark.parametrize("what", sorted(SEQUENCES))
+    def test_links_and_permissions_survive_a_sequence_of_layers(self, layers: Layers, what: str) -> None:
+        """39: continuity's sequences; the diffs of the layers, applied one upon the other, make the same tree."""
+        parent, rebuilt = None, None
+        for n, step in enumerate(SEQUENCES[what]):
+            parent = layers.committed(f"layer-{n}", parent, step)
+            layers.active("next", rebuilt)
+            layers.snapshots.apply("next", io.BytesIO(layers.diff(parent)))
+            rebuilt = f"rebuilt-{n}"
+            layers.snapshots.commit("next", rebuilt)
+            assert layers.tree(rebuilt) == layers.tree(parent)
 
     def test_changes_are_listed_exactly(self, layers: Layers) -> None:
         """30: sorted, parents first, nothing below a deleted path, nothing that was merely opened."""
@@ -159,33 +240,38 @@ class Differences(StorageCases):
             layers.snapshots.apply("sibling", io.BytesIO(tar))
         assert layers.tree("sibling") == layers.tree("child")
 
-    def test_a_damaged_or_hostile_tar_is_refused_in_words(self, layers: Layers) -> None:
-        """37, 38: cut, garbage, and leading out of the layer; the layer stays removable."""
-        import tarfile
-
+    def test_a_damaged_tar_is_refused_in_words_and_the_layer_is_removable(self, layers: Layers) -> None:
+        """37: cut, garbage, with sizes and headers that no machine holds; nothing of it is taken for a layer."""
         layers.committed("base", fill=put(a="1" * 2000))
+        before = layers.tree("base")
+        for what, bad in damaged_tars(layers.diff("base")).items():
+            layers.active("bad", "base")
+            with pytest.raises(ConfigError, match="layer tar"):
+                layers.snapshots.apply("bad", io.BytesIO(bad))
+                pytest.fail(f"a tar with {what} was taken")
+            layers.snapshots.remove("bad")
+        assert layers.tree("base") == before
+
+    @pytest.mark.parametrize("group", range(4))
+    def test_no_entry_of_a_tar_leads_out_of_the_layer(self, layers: Layers, group: int) -> None:
+        """38: by dots, symbolic and hard links, whiteouts; what is refused is refused in words."""
         outside = layers.world.path / "outside"
         outside.mkdir()
-        hostile = io.BytesIO()
-        with tarfile.open(fileobj=hostile, mode="w") as tar:
-            link = tarfile.TarInfo("link")
-            link.type, link.linkname = tarfile.SYMTYPE, "../" * 30 + str(outside).lstrip("/")
-            tar.addfile(link)
-            tar.addfile(tarfile.TarInfo("link/file"))
-        escape = io.BytesIO()
-        with tarfile.open(fileobj=escape, mode="w") as tar:
-            tar.addfile(tarfile.TarInfo("../../outside/file"))
-        for n, bad in enumerate((layers.diff("base")[:1536], os.urandom(4096), escape.getvalue())):
-            layers.active(f"bad-{n}", "base")
-            with pytest.raises(ConfigError):
-                layers.snapshots.apply(f"bad-{n}", io.BytesIO(bad))
-            layers.snapshots.remove(f"bad-{n}")
-        layers.active("hostile", "base")
-        try:
-            layers.snapshots.apply("hostile", io.BytesIO(hostile.getvalue()))
-        except ConfigError:
-            pass
-        assert os.listdir(outside) == []
+        (outside / "victim").write_text("untouched")
+        layers.committed("base", fill=put(d__inner="1", victim="1"))
+        base, before = layers.tree("base"), tree_of(outside)
+        for what in list(ESCAPES)[group::4]:
+            layers.active("hostile", "base")
+            try:
+                layers.snapshots.apply("hostile", io.BytesIO(tar_of(ESCAPES[what], outside=str(outside))))
+            except ConfigError as error:
+                said = str(error)
+            else:
+                said = "layer tar: taken, and kept inside"
+            assert said.startswith("layer tar: "), what
+            assert tree_of(outside) == before, what
+            layers.snapshots.remove("hostile")
+        assert layers.tree("base") == base
 
     def test_a_tar_may_lean_on_what_the_parent_has(self, layers: Layers) -> None:
         """39: a directory that it does not hold keeps its metadata, a link may go to a file of the parent."""

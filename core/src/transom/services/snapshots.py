@@ -255,14 +255,18 @@ class Snapshots:
             return list(self.driver.changes(id=layer.id, parents=self._parents(layer.id)))
         from transom.services.differ import compare
 
-        return self._mounted(layer, lambda upper, lower: list(compare(lower=lower, upper=upper)))
+        return self._alone(layer, lambda upper, lower: list(compare(lower=lower, upper=upper)))
 
     def diff(self, key: str, out: IO[bytes]) -> int:
-        """Write the layer's changes as a layer tar (OCI image-spec, layer.md); return the bytes written."""
+        """Write the layer's changes as a layer tar (OCI image-spec, layer.md); return the bytes written.
+
+        Raises:
+            Conflict: the layer is active and in use.
+        """
         from transom.services.archive import write
 
-        changes = self.changes(key)
-        return self._mounted(self.stat(key), lambda upper, _lower: write(changes=changes, root=upper, out=out))
+        layer, changes = self.stat(key), self.changes(key)
+        return self._alone(layer, lambda upper, _lower: write(changes=changes, root=upper, out=out))
 
     def apply(self, key: str, stream: IO[bytes]) -> int:
         """Unpack a layer tar into the active layer; return the sum of the sizes of its regular files, in bytes.
@@ -277,6 +281,13 @@ class Snapshots:
             from transom.services.archive import extract
 
             return self._mounted(layer, lambda upper, _lower: extract(stream=stream, root=upper))
+
+    def _alone(self, layer: Layer, function: Callable[[str, str | None], T]) -> T:
+        """Do as `_mounted`; an active layer is claimed for it, so that it is never mounted twice."""
+        if layer.state is not State.ACTIVE:
+            return self._mounted(layer, function)
+        with self._claim(layer.id, layer.key):
+            return self._mounted(layer, function)
 
     def _mounted(self, layer: Layer, function: Callable[[str, str | None], T]) -> T:
         """Call `function` with the layer's tree and its parent's, mounted where nobody else sees them."""
