@@ -23,6 +23,14 @@ def _linked(top: Path) -> None:
         os.link(top / "a", top / name)
 
 
+def _all(*steps: Fill) -> Fill:
+    def fill(top: Path) -> None:
+        for step in steps:
+            step(top)
+
+    return fill
+
+
 def _owned(mode: int, owner: int, *names: str) -> Fill:
     def fill(top: Path) -> None:
         for name in names:
@@ -37,9 +45,9 @@ SEQUENCES: dict[str, tuple[Fill, ...]] = {
     "files added and changed": (put(etc__hosts="1", etc__profile="1", root__bashrc="1"), put(etc__hosts="2")),
     "files and directories deleted": (
         put(etc__profile="1", tmp__a="1", tmp__b="1", kept="1"),
-        lambda top: (clear(top / "tmp"), clear(top / "etc" / "profile")),
+        _all(lambda top: clear(top / "tmp"), lambda top: clear(top / "etc" / "profile")),
     ),
-    "a file replaced by a directory": (put(a="1"), lambda top: (clear(top / "a"), put(a__b="2")(top))),
+    "a file replaced by a directory": (put(a="1"), _all(lambda top: clear(top / "a"), put(a__b="2"))),
     "the mode of a directory": (_owned(0o777, 0, "dir1", "dir2"), _owned(0o755, 1, "dir1"), put(dir1__f="1")),
     "the mode of a parent": (_owned(0o700, 5, "d", "d/e"), put(d__e__f="1"), put(d__e__f="2", d__g="1")),
     "a link that was there": (_linked, put(other="1")),
@@ -47,7 +55,7 @@ SEQUENCES: dict[str, tuple[Fill, ...]] = {
     "a link of changed content": (_linked, put(b="changed")),
     "a link added to changed content": (
         _linked,
-        lambda top: ((top / "a").write_text("2"), os.link(top / "a", top / "e")),
+        _all(put(a="2"), lambda top: os.link(top / "a", top / "e")),
     ),
     "a link taken away": (_linked, lambda top: clear(top / "a"), lambda top: clear(top / "b")),
 }
