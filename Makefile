@@ -12,7 +12,7 @@ TESTED := btrfs-progs cpio dmsetup dnsmasq-base docker-registry e2fsprogs etcd-c
 TESTS  ?=
 PYTEST := $(BIN)/pytest -o cache_dir=$(VENV)/.pytest_cache
 
-.PHONY: run test lint docs bench lock packages tested bytecode
+.PHONY: run test test-vm lint docs bench lock packages tested bytecode
 .DEFAULT_GOAL := run
 
 run: bytecode  ## run a real container and show what the engine does
@@ -23,6 +23,12 @@ test: bytecode tested  ## every test of every distribution; says what was skippe
 	@rm -rf $(VENV)/.pytest_cache
 	$(PYTEST) -n $${TRANSOM_TEST_JOBS:-4} --dist loadgroup $(TESTS) || \
 	    { echo "== once more, alone: what failed above"; $(PYTEST) --last-failed --last-failed-no-failures none $(TESTS); }
+
+# TESTS names suites of tests/vm/suites.toml here. VM_KERNEL is the path of another user-mode kernel (ARCH=um), VM_MODULES
+# where its modules are, VM_JOBS how many guests run side by side.
+test-vm: bytecode tested  ## what this host's kernel lacks: suites in guests with a user-mode kernel
+	@$(BIN)/python tests/vm/run.py $(if $(VM_KERNEL),--kernel $(VM_KERNEL)) $(if $(VM_MODULES),--modules $(VM_MODULES)) \
+	    --jobs $(or $(VM_JOBS),2) $(TESTS)
 
 lint: $(VENV)/.installed $(VENV)/lint/.installed  ## types, style, and who may import whom
 	$(BIN)/ruff check
