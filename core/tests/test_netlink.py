@@ -61,3 +61,51 @@ def test_links_addresses_and_routes_are_listed_as_they_were_made(netns):
         assert session.link("br0") is None
         session.request(netlink.delete_link("br1"))
         assert [found.name for found in session.links()] == ["lo"]
+
+
+def test_interfaces_of_another_namespace_are_listed_and_removed_by_its_number(netns):
+    other = create()
+    try:
+        with inside(netns, Session) as session, inside(other, Session) as beyond:
+            session.request(netlink.add_link(name="br0", kind="bridge"))
+            number = session.namespace(other)
+            assert session.namespace(other) == number
+            assert number in session.namespaces()
+            beyond.request(
+                netlink.add_link(
+                    name="child",
+                    kind="macvlan",
+                    parent=session.link("br0").index,
+                    parent_namespace=beyond.namespace(netns),
+                    data=netlink.attribute(1, b"\4\0\0\0"),
+                )
+            )
+            child = next(link for link in session.links(number) if link.name == "child")
+            assert child.kind == "macvlan"
+            session.request(netlink.delete_link_in(number, child.index))
+            assert [link.name for link in beyond.links()] == ["lo"]
+    finally:
+        os.close(other)
+
+
+def test_an_interface_goes_by_other_names_too(netns):
+    with inside(netns, Session) as session:
+        session.request(netlink.add_link(name="br0", kind="bridge"))
+        for name in ("a" * 127, "transom-x"):
+            session.request(netlink.add_altname("br0", name))
+        assert session.link("transom-x").altnames == ("a" * 127, "transom-x")
+        session.request(netlink.delete_altname("br0", "a" * 127))
+        assert session.link("br0").altnames == ("transom-x",)
+
+
+def test_a_route_has_a_metric_and_a_source_address(netns):
+    with inside(netns, Session) as session:
+        session.request(netlink.add_link(name="br0", kind="bridge"), netlink.set_up("br0"))
+        index = session.link("br0").index
+        session.request(
+            netlink.add_address(index, "10.1.0.1/24"),
+            netlink.add_route(index, "10.3.0.1/32", metric=0xFFFFFFF0, source="10.1.0.1"),
+        )
+        assert Route(to="10.3.0.1/32", index=index, static=True, metric=0xFFFFFFF0) in session.routes()
+        session.request(netlink.delete_route(index, "10.3.0.1/32", metric=0xFFFFFFF0))
+        assert "10.3.0.1/32" not in {route.to for route in session.routes()}

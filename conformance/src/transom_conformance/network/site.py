@@ -174,13 +174,14 @@ class Site:
         """Describe an endpoint with addresses of its own, taken from the driver where it has them."""
         number = next(self.addresses)
         endpoint = Endpoint(id=os.urandom(32).hex(), container=os.urandom(32).hex(), names=(f"c{number}",))
-        if not self.has(Has.ADDRESSES):
+        keeps = self.driver.keeps_addresses(network=network)
+        if not keeps:
             pools = [subnet.pool.partition("/") for subnet in network.subnets]
             addresses = tuple(f"{first[: -1 if '.' in first else None]}{number}/{bits}" for first, _, bits in pools)
             endpoint = msgspec.structs.replace(endpoint, addresses=addresses)
         endpoint = msgspec.structs.replace(endpoint, **fields)
         self.endpoints.append((network, endpoint))
-        if self.has(Has.ADDRESSES):
+        if keeps:
             endpoint = self.driver.allocate(network=network, endpoint=endpoint)
         return endpoint
 

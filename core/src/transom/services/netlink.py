@@ -12,6 +12,7 @@ travels together.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -22,17 +23,22 @@ import msgspec
 REQUEST, ACK, DUMP, REPLACE, EXCL, CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
 NEWLINK, DELLINK, GETLINK, NEWADDR, DELADDR, GETADDR = 16, 17, 18, 20, 21, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
+NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
+NEWNSID, GETNSID = 88, 90
+NEWLINKPROP, DELLINKPROP = 108, 109
 _ERROR, _DONE = 2, 3
 _NESTED = 0x8000
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-_IFLA_IFALIAS, _IFLA_NET_NS_FD = 20, 28
+_IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 20, 28, 37, 46
+_IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
+_NETNSA_NSID, _NETNSA_FD = 1, 3
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
 _IFA_F_NODAD = 2
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST, _RT_SCOPE_LINK = 254, 4, 1, 253
 OURS = 0x74
 """IFA_PROTO of the addresses set here (ip-address(8), Linux 5.18): an interface that was adopted keeps its own."""
@@ -50,6 +56,7 @@ class Link(msgspec.Struct, frozen=True):
         master: the index of the bridge it is a port of.
         parent: the index of the interface it is on top of, perhaps in another namespace; a veth's other end.
         data: what its kind says of itself, as attributes (IFLA_INFO_DATA).
+        altnames: the other names it goes by (ip-link(8)).
         slave: what its master says of it, as attributes (IFLA_INFO_SLAVE_DATA).
     """
 
@@ -64,6 +71,7 @@ class Link(msgspec.Struct, frozen=True):
     parent: int = 0
     data: bytes = b""
     slave: bytes = b""
+    altnames: tuple[str, ...] = ()
 
     @property
     def isolated(self) -> bool:
@@ -78,6 +86,7 @@ class Route(msgspec.Struct, frozen=True):
     index: int
     gateway: str | None = None
     static: bool = False
+    metric: int = 0
 
 
 class Session:
@@ -151,9 +160,33 @@ class Session:
                     return found
                 found.append(data)
 
-    def links(self) -> list[Link]:
-        """List the interfaces."""
-        return [_link(body) for body in self.dump(GETLINK, _ifinfo())]
+    def links(self, namespace: int | None = None) -> list[Link]:
+        """List the interfaces, of another namespace by its number (`namespace`)."""
+        where = b"" if namespace is None else _number(_IFLA_TARGET_NETNSID, namespace)
+        return [_link(body) for body in self.dump(GETLINK, _ifinfo() + where)]
+
+    def namespace(self, netns: int) -> int:
+        """Return the number that this namespace has for another one, which gets one if it has none.
+
+        It is gone with either of the two.
+
+        Args:
+            netns: a descriptor of the other one.
+        """
+        body = bytes(4) + struct.pack("=HHI", 8, _NETNSA_FD, netns)
+        try:
+            self.request((NEWNSID, ACK, body + _number(_NETNSA_NSID, -1)))
+        except FileExistsError:
+            pass
+        self._send(((GETNSID, 0, body),))
+        for kind, answer in self._receive():
+            if kind == NEWNSID:
+                return _nsid(answer)
+        raise OSError(errno.ENODEV, "the namespace has no number")
+
+    def namespaces(self) -> list[int]:
+        """List the numbers of all namespaces that have one here."""
+        return [_nsid(body) for body in self.dump(GETNSID, bytes(4))]
 
     def link(self, name: str) -> Link | None:
         """Return the interface of that name."""
@@ -189,6 +222,7 @@ class Session:
                         index=struct.unpack("=I", values.get(_RTA_OIF, bytes(4)))[0],
                         gateway=socket.inet_ntop(family, gateway) if gateway else None,
                         static=protocol == _RTPROT_STATIC,
+                        metric=struct.unpack("=I", values.get(_RTA_PRIORITY, bytes(4)))[0],
                     )
                 )
         return found
@@ -196,14 +230,18 @@ class Session:
 
 def attributes(data: bytes) -> dict[int, bytes]:
     """Split a list of attributes; of a repeated one the last counts."""
-    found, offset = {}, 0
+    return dict(pairs(data))
+
+
+def pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Split a list of attributes."""
+    offset = 0
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, offset)
         if length < 4:
-            break
-        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+            return
+        yield kind & 0x3FFF, data[offset + 4 : offset + length]
         offset += length + -length % 4
-    return found
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -256,7 +294,21 @@ def _link(body: bytes) -> Link:
         parent=struct.unpack("=I", values.get(_IFLA_LINK, bytes(4)))[0],
         data=info.get(_INFO_DATA, b""),
         slave=info.get(_INFO_SLAVE_DATA, b""),
+        altnames=tuple(
+            name.rstrip(b"\0").decode(errors="replace")
+            for kind, name in pairs(values.get(_IFLA_PROP_LIST, b""))
+            if kind == _IFLA_ALT_IFNAME
+        ),
     )
+
+
+def _number(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=i", value))
+
+
+def _nsid(body: bytes) -> int:
+    found: int = struct.unpack("=i", attributes(body[4:])[_NETNSA_NSID])[0]
+    return found
 
 
 def add_link(
@@ -267,6 +319,7 @@ def add_link(
     mtu: int = 0,
     master: int = 0,
     parent: int = 0,
+    parent_namespace: int | None = None,
     netns: int | None = None,
     up: bool = False,
     data: bytes = b"",
@@ -276,7 +329,8 @@ def add_link(
     Args:
         mac: with its address set, a bridge keeps it when ports come and go.
         master: the index of the bridge it becomes a port of.
-        parent: the index of the interface below it, in the session's namespace.
+        parent: the index of the interface below it.
+        parent_namespace: the number of the parent's namespace (`Session.namespace`); None for the session's.
         netns: a descriptor of the namespace in which it is born.
         data: attributes that belong to the kind.
     """
@@ -286,6 +340,8 @@ def add_link(
     for code, value in ((_IFLA_MTU, mtu), (_IFLA_MASTER, master), (_IFLA_LINK, parent)):
         if value:
             parts += attribute(code, struct.pack("=I", value))
+    if parent_namespace is not None:
+        parts += _number(_IFLA_LINK_NETNSID, parent_namespace)
     if netns is not None:
         parts += attribute(_IFLA_NET_NS_FD, struct.pack("=I", netns))
     info = nested(_IFLA_LINKINFO, text(_INFO_KIND, kind), nested(_INFO_DATA, data) if data else b"")
@@ -328,6 +384,25 @@ def delete_link(name: str) -> Message:
     return DELLINK, ACK, _ifinfo() + _name(name)
 
 
+def delete_link_in(namespace: int, index: int) -> Message:
+    """Remove an interface of another namespace, by the number that this one has for it."""
+    return DELLINK, ACK, _ifinfo(index) + _number(_IFLA_TARGET_NETNSID, namespace)
+
+
+def add_altname(name: str, other: str) -> Message:
+    """Give an interface another name besides (ip-link(8): property add), of up to 127 characters."""
+    return (
+        NEWLINKPROP,
+        ACK | CREATE | EXCL,
+        _ifinfo() + _name(name) + nested(_IFLA_PROP_LIST, text(_IFLA_ALT_IFNAME, other)),
+    )
+
+
+def delete_altname(name: str, other: str) -> Message:
+    """Take another name away."""
+    return DELLINKPROP, ACK, _ifinfo() + _name(name) + nested(_IFLA_PROP_LIST, text(_IFLA_ALT_IFNAME, other))
+
+
 def _address(index: int, address: str) -> tuple[bytes, int, bytes, int]:
     plain, _, prefix = address.partition("/")
     family, packed = pack_address(plain)
@@ -355,7 +430,7 @@ def delete_address(index: int, address: str) -> Message:
     return DELADDR, ACK, header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
 
 
-def _route(index: int, to: str, gateway: str | None) -> bytes:
+def _route(index: int, to: str, gateway: str | None, metric: int = 0, source: str = "") -> bytes:
     plain, _, prefix = to.partition("/")
     family, packed = pack_address(plain)
     bits = int(prefix or 8 * len(packed))
@@ -366,14 +441,26 @@ def _route(index: int, to: str, gateway: str | None) -> bytes:
         body += attribute(_RTA_DST, packed)
     if gateway:
         body += attribute(_RTA_GATEWAY, pack_address(gateway)[1])
+    if metric:
+        body += attribute(_RTA_PRIORITY, struct.pack("=I", metric))
+    if source:
+        body += attribute(_RTA_PREFSRC, pack_address(source)[1])
     return body
 
 
-def add_route(index: int, to: str, gateway: str | None = None, *, replace: bool = False) -> Message:
-    """A route in the main table to an address or a range ("0.0.0.0/0": the default), by a gateway or on the link."""
-    return NEWROUTE, ACK | CREATE | (REPLACE if replace else EXCL), _route(index, to, gateway)
+def add_route(
+    index: int, to: str, gateway: str | None = None, *, replace: bool = False, metric: int = 0, source: str = ""
+) -> Message:
+    """A route in the main table to an address or a range ("0.0.0.0/0": the default), by a gateway or on the link.
+
+    Args:
+        metric: the lowest of several wins; 0 leaves it to the kernel.
+        source: the host's address that packets bear unless their sender chose one.
+    """
+    body = _route(index, to, gateway, metric, source)
+    return NEWROUTE, ACK | CREATE | (REPLACE if replace else EXCL), body
 
 
-def delete_route(index: int, to: str, gateway: str | None = None) -> Message:
+def delete_route(index: int, to: str, gateway: str | None = None, *, metric: int = 0) -> Message:
     """Take a route away."""
-    return DELROUTE, ACK, _route(index, to, gateway)
+    return DELROUTE, ACK, _route(index, to, gateway, metric)

@@ -1,0 +1,442 @@
+"""Children of an interface of the host: what the drivers macvlan, ipvlan and overlay have in common.
+
+A container's interface is a child of an interface of the host, its parent, and is born inside the container's
+namespace. The kernel numbers the namespaces that have to do with the host's (ip-netns(8), ``set``); by these numbers
+the endpoints are found, and removed, without a descriptor of their namespace, and a number is gone with its namespace.
+
+The parent says whose it is. One that was found carries an alternative name (ip-link(8), ``altname``) for each network
+on it, ``transom-macvlan-ID-bridge``: driver, network and mode. One that was made carries an alias too. So the kernel
+is the only record here, and two engines on one host see each other's networks.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import msgspec
+
+from transom.contract import Probe
+from transom.contract.network import Attachment, Endpoint, Network, NetworkDriver, Owned
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, choices, nearest
+from transom.services import interfaces, netlink
+from transom.services.files import Lock, closing
+from transom.services.netlink import Link, Session
+from transom.services.netns import create, current, inside
+
+_VLAN_ID, _PEER = 1, 1
+_VLANS = 4094
+_BORROWED = "transom parent"
+"""The alias of a VLAN interface that was made for whichever networks are on it."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """That a network is on a parent: the driver's name, the network's id, and the mode in the driver's words."""
+
+    driver: str
+    network: str
+    mode: str
+
+    @property
+    def altname(self) -> str:
+        """The parent's alternative name that says so."""
+        return f"transom-{self.driver}-{self.network}-{self.mode}"
+
+
+class Child(msgspec.Struct, frozen=True):
+    """An endpoint's interface: `namespace` is the number that the host's namespace has for the one it is in."""
+
+    endpoint: str
+    network: str
+    namespace: int
+    link: Link
+
+
+class ParentDriver(NetworkDriver):
+    """The base of a driver whose endpoints are children of an interface; it says which, and in which mode.
+
+    Attributes:
+        child_kind: of the endpoints' interfaces, as rtnetlink calls it.
+        feature: what the kernel needs for them, in its configuration's words.
+        own_mac: endpoints have a MAC address of their own.
+    """
+
+    child_kind: ClassVar[str]
+    feature: ClassVar[str]
+    own_mac: ClassVar[bool] = True
+
+    # What a driver says of itself
+
+    @abstractmethod
+    def parent_name(self, network: Network) -> str:
+        """Return the name of the network's parent; `own_parent` where it has one of its own."""
+
+    @abstractmethod
+    def mode(self, network: Network) -> str:
+        """Return the mode of the network's endpoints, in letters and signs other than a space."""
+
+    @abstractmethod
+    def child_data(self, network: Network) -> bytes:
+        """Return the attributes that give an endpoint its mode (IFLA_INFO_DATA)."""
+
+    def conflict(self, mode: str, others: list[Claim]) -> str:
+        """Say why a network in that mode cannot share its parent with those; empty when it can."""
+        return next((f"{other.driver} has it" for other in others if other.driver != self.name), "")
+
+    def asked_mtu(self, network: Network) -> int:
+        """Return the MTU that the user asked for, or 0."""
+        own: int = getattr(network.options, "mtu", 0)
+        return network.mtu or own
+
+    def prefix(self, network: Network) -> str:
+        """Return what interface names in containers start with."""
+        prefix: str = getattr(network.options, "prefix", "eth")
+        return prefix
+
+    def make_own_parent(self, session: Session, network: Network, name: str) -> None:
+        """Make the parent of a network that has one of its own: a pair of interfaces that lead to each other."""
+        other, alias = f"dp-{network.id[:12]}", self._alias("network", network.id)
+        mtu = self.asked_mtu(network) or interfaces.ETHERNET_MTU
+        data = netlink.nested(_PEER, bytes(16), netlink.text(3, other), netlink.attribute(4, struct.pack("=I", mtu)))
+        session.request(
+            netlink.add_link(name=name, kind="veth", mtu=mtu, data=data),
+            netlink.set_alias(name, alias),
+            netlink.set_alias(other, alias),
+            netlink.set_up(other),
+            netlink.set_up(name),
+        )
+
+    # Operations
+
+    def probe(self) -> Probe:
+        """Make a child in a namespace that is gone afterwards."""
+        try:
+            fd = create()
+        except OSError as error:
+            return Probe(usable=False, reason=f"cannot make a network namespace ({error.strerror}): run as root")
+        with closing(fd):
+            return inside(fd, self._try_kernel)
+
+    def _try_kernel(self) -> Probe:
+        network = Network(id="0" * 64, name="probe", options=self.NetworkOptions())
+        step = "veth pairs (CONFIG_VETH)"
+        try:
+            with Session() as session:
+                ParentDriver.make_own_parent(self, session, network, "parent")
+                parent = session.link("parent")
+                step = f"{self.child_kind} interfaces ({self.feature})"
+                session.request(
+                    netlink.add_link(
+                        name="child",
+                        kind=self.child_kind,
+                        parent=parent.index if parent else 0,
+                        data=self.child_data(network),
+                    )
+                )
+        except OSError as error:
+            return Probe(usable=False, reason=f"the kernel lacks {step}: {error.strerror or error}")
+        return Probe(usable=True)
+
+    def create_network(self, network: Network) -> None:
+        """Find or make the parent and mark it; see the contract."""
+        name = self.parent_name(network)
+        try:
+            with Session() as session:
+                link = session.link(name)
+                if link and link.up and self._claim(network).altname in link.altnames:
+                    return
+            self.run.mkdir(parents=True, exist_ok=True)
+            with Lock(self.run / "lock"), Session() as session:
+                self._create(session, network, name)
+        except OSError as error:
+            raise self._error("create_network", network, error) from error
+
+    def _create(self, session: Session, network: Network, name: str) -> None:
+        claim = self._claim(network)
+        link, made = session.link(name), False
+        if link is None:
+            made = self._make(session, network, name, claim)
+            link = session.link(name)
+        if link is None:
+            raise OSError(errno.ENODEV, f"{name} vanished while it was made")
+        try:
+            self._check_parent(session, network, link)
+            if claim.altname not in link.altnames:
+                session.request(netlink.add_altname(name, claim.altname))
+            if link.alias:
+                session.request(netlink.set_up(name))
+        except BaseException:
+            if made:
+                self._leave(session, network)
+            raise
+
+    def _make(self, session: Session, network: Network, name: str, claim: Claim) -> bool:
+        if name == self.own_parent(network):
+            self.make_own_parent(session, network, name)
+            return True
+        base, dot, number = name.rpartition(".")
+        below = session.link(base) if dot and number.isdigit() and base else None
+        if below is None:
+            known = [link.name for link in session.links() if link.name != "lo"]
+            raise NotFound(
+                f"network {network.name}: no interface {name} on this host to be its parent{nearest(name, known)}; "
+                f"here are {choices(known)}, and VLANs of them as in eth0.50"
+            )
+        if not 1 <= int(number) <= _VLANS:
+            raise ConfigError(f"network {network.name}: {number} is no VLAN: they are 1 to {_VLANS} ({name})")
+        data = netlink.attribute(_VLAN_ID, struct.pack("=H", int(number)))
+        try:
+            session.request(
+                netlink.add_link(name=name, kind="vlan", parent=below.index, data=data),
+                netlink.set_alias(name, _BORROWED),
+                netlink.add_altname(name, claim.altname),
+                netlink.set_up(name),
+            )
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise NotSupported(
+                f"network {network.name}: the kernel lacks VLANs (CONFIG_VLAN_8021Q) for {name}; load the module "
+                "8021q, or name a parent that is there"
+            ) from None
+        return True
+
+    def own_parent(self, network: Network) -> str:
+        """Return the name of a parent made for the network alone."""
+        return f"dm-{network.id[:12]}"
+
+    def _check_parent(self, session: Session, network: Network, link: Link) -> None:
+        where = f"network {network.name}: parent {link.name}"
+        if link.name == "lo":
+            raise ConfigError(f"{where} is the loopback, which can have no children; name another interface")
+        if link.master:
+            master = next((other.name for other in session.links() if other.index == link.master), "another one")
+            raise Conflict(f"{where} is busy: it is a port of {master}; name {master} or a free interface")
+        others = [claim for claim in claims(link) if claim.network != network.id]
+        reason = self.conflict(self.mode(network), others)
+        if reason:
+            names = ", ".join(sorted(claim.network[:12] for claim in others))
+            raise Conflict(f"{where} cannot be used in mode {self.mode(network)}: {reason} (network {names})")
+        if self.asked_mtu(network) > link.mtu:
+            raise ConfigError(f"{where} has an MTU of {link.mtu} bytes: {self.asked_mtu(network)} is too much")
+
+    def delete_network(self, network: Network) -> None:
+        """Take the mark away, and the parent if nobody else is on it and it was made."""
+        try:
+            with Session() as session:
+                if not self._owned_networks(session, network.id):
+                    return
+                self.run.mkdir(parents=True, exist_ok=True)
+                with Lock(self.run / "lock"):
+                    self._leave(session, network)
+        except OSError as error:
+            raise self._error("delete_network", network, error) from error
+
+    def _owned_networks(self, session: Session, wanted: str = "") -> set[str]:
+        found = set()
+        for link in session.links():
+            found |= {claim.network for claim in claims(link) if claim.driver == self.name}
+            kind, _, identity = link.alias.removeprefix(f"transom-{self.name} ").partition(" ")
+            if kind == "network" and identity:
+                found.add(identity)
+        return found & {wanted} if wanted else found
+
+    def _leave(self, session: Session, network: Network) -> None:
+        for link in session.links():
+            if link.alias == self._alias("network", network.id):
+                interfaces.remove(session, link.name)
+                continue
+            mine = [claim for claim in claims(link) if claim.driver == self.name and claim.network == network.id]
+            for claim in mine:
+                session.request(netlink.delete_altname(link.name, claim.altname))
+            if mine and link.alias == _BORROWED and len(claims(link)) == len(mine):
+                interfaces.remove(session, link.name)
+
+    def attach(self, network: Network, endpoint: Endpoint, netns: int) -> Attachment:
+        """Join the namespace by a child that is born in it."""
+        if endpoint.mac and not self.own_mac:
+            raise ConfigError(
+                f"endpoint {endpoint.id[:12]}: {self.name} gives no MAC address of one's own; leave it out"
+            )
+        try:
+            with Session() as session, inside(netns, Session) as inner:
+                parent = self._present(session, network)
+                alias = self._alias("endpoint", endpoint.id, network.id)
+                if any(link.alias == alias for link in inner.links()):
+                    raise Conflict(f"endpoint {endpoint.id[:12]} is attached to network {network.name} already")
+                session.namespace(netns)  # by which it is found again
+                with closing(current()) as host:
+                    outside = inner.namespace(host)
+                interface = self._add(inner, network, endpoint, parent, outside, alias)
+                try:
+                    return self._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=interface)
+                except BaseException:
+                    interfaces.remove(inner, interface)
+                    raise
+        except OSError as error:
+            raise self._error("attach", endpoint, error) from error
+
+    def _present(self, session: Session, network: Network) -> Link:
+        name = self.parent_name(network)
+        parent = session.link(name)
+        if parent is None:
+            raise NotFound(f"network {network.name} is not on this host: its parent {name} is gone; create it again")
+        if self._claim(network).altname not in parent.altnames:
+            raise NotFound(f"network {network.name} is not on this host: {name} does not know it; create it again")
+        if not parent.up:
+            raise Conflict(f"network {network.name}: its parent {name} is down; `ip link set {name} up`")
+        return parent
+
+    def _add(self, inner: Session, network: Network, endpoint: Endpoint, parent: Link, outside: int, alias: str) -> str:
+        present = {link.name for link in inner.links()}
+        for interface in interfaces.names(inner, endpoint, self.prefix(network)):
+            if interface in present:
+                break
+            try:
+                inner.request(
+                    netlink.add_link(
+                        name=interface,
+                        kind=self.child_kind,
+                        mac=self.mac(network, endpoint),
+                        mtu=self.asked_mtu(network) or parent.mtu,
+                        parent=parent.index,
+                        parent_namespace=outside,
+                        data=self.child_data(network),
+                    ),
+                    netlink.set_alias(interface, alias),
+                )
+            except OSError as error:
+                if error.errno in {errno.EBUSY, errno.EINVAL}:
+                    raise Conflict(
+                        f"network {network.name}: parent {parent.name} takes no {self.child_kind} in mode "
+                        f"{self.mode(network)}: somebody else has it ({error.strerror or error})"
+                    ) from None
+                raise
+            return interface
+        raise interfaces.name_taken(endpoint, interface)
+
+    def mac(self, network: Network, endpoint: Endpoint) -> str:
+        """Return the MAC of the endpoint's interface; empty leaves it to the kernel."""
+        if not self.own_mac:
+            return ""
+        return endpoint.mac or interfaces.mac_for(endpoint.addresses, endpoint.id)
+
+    def _furnish(
+        self, inner: Session, *, netns: int, network: Network, endpoint: Endpoint, interface: str
+    ) -> Attachment:
+        interfaces.furnish(inner, netns=netns, endpoint=endpoint, interface=interface)
+        link = inner.link(interface)
+        if link is None:
+            raise OSError(errno.ENODEV, f"{interface} vanished from the namespace")
+        return Attachment(
+            interface=interface,
+            mac=link.mac,
+            addresses=endpoint.addresses,
+            gateways=self.next_hops(network, endpoint),
+            mtu=link.mtu,
+        )
+
+    def next_hops(self, network: Network, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return what `Attachment.gateways` says."""
+        return interfaces.next_hops(network, endpoint)
+
+    def detach(self, network: Network, endpoint: Endpoint) -> None:
+        """Remove the child, which may have gone with its namespace."""
+        try:
+            with Session() as session:
+                for child in self.children(session):
+                    if child.endpoint == endpoint.id:
+                        _forgiving(session, netlink.delete_link_in(child.namespace, child.link.index))
+        except OSError as error:
+            raise self._error("detach", endpoint, error) from error
+
+    def children(self, session: Session) -> Iterator[Child]:
+        """Find the endpoints' interfaces in all namespaces."""
+        start = f"transom-{self.name} endpoint "
+        for namespace in session.namespaces():
+            try:
+                links = session.links(namespace)
+            except OSError:
+                continue  # it has just died
+            for link in links:
+                if link.alias.startswith(start):
+                    endpoint, _, network = link.alias.removeprefix(start).partition(" ")
+                    yield Child(endpoint=endpoint, network=network, namespace=namespace, link=link)
+
+    def owned(self) -> Owned:
+        """Read marks and aliases."""
+        with Session() as session:
+            return Owned(
+                networks=frozenset(self._owned_networks(session)),
+                endpoints=frozenset(child.endpoint for child in self.children(session)),
+            )
+
+    def recover(self) -> list[str]:
+        """Remove VLAN interfaces that a crash left without a network."""
+        repairs = []
+        with Session() as session:
+            for link in session.links():
+                if link.alias == _BORROWED and not claims(link):
+                    interfaces.remove(session, link.name)
+                    repairs.append(f"removed {link.name}, which no network is on")
+        return repairs
+
+    def check(self, network: Network, endpoints: tuple[Endpoint, ...]) -> list[str]:
+        """Compare the parent and the endpoints' interfaces with what should be there."""
+        return list(self._differences(network, endpoints))
+
+    def _differences(self, network: Network, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
+        name = self.parent_name(network)
+        with Session() as session:
+            parent = session.link(name)
+            children = {child.endpoint: child.link for child in self.children(session)}
+        if parent is None:
+            yield f"parent {name} is missing"
+            return
+        if not parent.up:
+            yield f"parent {name} is down"
+        if self._claim(network).altname not in parent.altnames:
+            yield f"parent {name} does not know network {network.name}"
+        mtu = self.asked_mtu(network) or parent.mtu
+        for endpoint in endpoints:
+            who, link = f"endpoint {endpoint.id[:12]}", children.get(endpoint.id)
+            if link is None:
+                yield f"{who} has no interface"
+                continue
+            if link.parent != parent.index:
+                yield f"{who} is not on parent {name}"
+            if not link.up:
+                yield f"{who}: {link.name} is down"
+            if link.mtu != mtu:
+                yield f"{who}: {link.name} has MTU {link.mtu}, not {mtu}"
+            wanted = netlink.attributes(self.child_data(network))
+            if not wanted.items() <= netlink.attributes(link.data).items():
+                yield f"{who}: {link.name} is not in mode {self.mode(network)}"
+
+    def _claim(self, network: Network) -> Claim:
+        return Claim(driver=self.name, network=network.id, mode=self.mode(network))
+
+    def _alias(self, kind: str, *ids: str) -> str:
+        return f"transom-{self.name} {kind} {' '.join(ids)}"
+
+    def _error(self, operation: str, subject: Network | Endpoint, cause: OSError) -> DriverError:
+        name = subject.name if isinstance(subject, Network) else ""
+        return DriverError(operation, driver=f"network {self.name}", subject=name or subject.id[:12], cause=cause)
+
+
+def claims(link: Link) -> list[Claim]:
+    """Return which networks are on an interface."""
+    words = [name.split("-", 3) for name in link.altnames if name.startswith("transom-")]
+    return [Claim(driver=w[1], network=w[2], mode=w[3]) for w in words if len(w) == 4]
+
+
+def _forgiving(session: Session, message: netlink.Message) -> None:
+    """Send what removes something; that it is gone already is success."""
+    try:
+        session.request(message)
+    except OSError as error:
+        if error.errno not in {errno.ENODEV, errno.EINVAL}:
+            raise

@@ -1,0 +1,481 @@
+"""What the suite cannot see of the driver macvlan: its modes and parents, the host's access, addresses by DHCP."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from functools import partial
+
+import msgspec
+import pytest
+
+from transom.contract.network import Owned, Subnet
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported
+from transom.services import netlink
+from transom.services.netns import create, inside
+from transom_conformance.network import (
+    TCP,
+    UPLINK,
+    NetworkSuite,
+    Site,
+    ip_batch,
+    ip_json,
+    listen,
+    plain,
+    talk,
+    unreachable,
+)
+from transom_conformance.suite import World
+from transom_network_macvlan import Macvlan, MacvlanOptions
+from transom_network_macvlan.dhcp import Lease, _events
+
+NEIGHBOURS = "10.88.1.200"
+PATIENCE = 30.0
+
+
+class OnAParent(NetworkSuite):
+    driver = "macvlan"
+    network_options = {"parent": UPLINK}
+
+
+@pytest.fixture
+def site(tmp_path):
+    world = World(path=tmp_path, kind="network", driver="macvlan", options={})
+    try:
+        site = Site(OnAParent(), world)
+        before = site.census()
+        yield site
+        site.sweep()
+        assert site.driver.owned() == Owned()
+        assert site.driver.recover() == []
+        assert site.census() - before == set()
+    finally:
+        world.clean_up()
+
+
+def eventually(holds):
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to hold"
+        time.sleep(0.05)
+
+
+def neighbour(site):
+    """A server of the neighbour's with an address on the first network."""
+    if not any("10.88.1." in str(link) for link in inside(site.neighbour, ip_json, "address", "show", "lan0")):
+        inside(site.neighbour, ip_batch, f"address add {NEIGHBOURS}/24 dev lan0")
+    return listen(site, site.neighbour, TCP, 0, NEIGHBOURS)
+
+
+@pytest.mark.parametrize(
+    ("mode", "siblings_meet"), [("bridge", True), ("private", False), ("vepa", False)], ids=lambda v: str(v)
+)
+def test_each_mode_lets_those_meet_that_it_says(site, mode, siblings_meet):
+    """K8: the neighbour is reached in each; siblings only in bridge mode, as the switch sends nothing back."""
+    network = site.network(options={"macvlan_mode": mode})
+    one, first = site.joined(network)
+    other, second = site.joined(network)
+    assert talk(one.netns, neighbour(site), NEIGHBOURS) == plain(first)
+    assert talk(other.netns, neighbour(site), NEIGHBOURS) == plain(second)
+    assert unreachable(other.netns, one.listen(), plain(first)) is not siblings_meet
+    assert unreachable(site.host, one.listen(), plain(first))  # the kernel's rule: not between parent and child
+    assert site.driver.check(network=network, endpoints=(first, second)) == []
+
+
+def test_in_passthru_mode_one_container_has_the_parent_alone(site):
+    """K8: a second endpoint, and a second network, are refused in words."""
+    network = site.network(options={"macvlan_mode": "passthru"})
+    one, first = site.joined(network)
+    assert talk(one.netns, neighbour(site), NEIGHBOURS) == plain(first)
+    container = site.container()
+    with pytest.raises(Conflict) as caught:
+        container.attach(network)
+    assert f"parent {UPLINK} takes no macvlan in mode passthru: somebody else has it" in str(caught.value)
+    assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+    second = site.describe()
+    with pytest.raises(Conflict) as caught:
+        site.driver.create_network(network=second)
+    assert f"parent {UPLINK} cannot be used in mode bridge: passthru wants it alone" in str(caught.value)
+    assert network.id[:12] in str(caught.value)
+    assert site.driver.owned().networks == {network.id}
+
+
+def test_passthru_is_refused_where_others_are(site):
+    site.network()
+    with pytest.raises(Conflict, match=r"cannot be used in mode passthru"):
+        site.network(options={"macvlan_mode": "passthru"})
+
+
+def test_another_drivers_network_on_the_parent_is_named(site):
+    foreign = f"transom-ipvlan-{'f' * 64}-l2"
+    with inside(site.host, netlink.Session) as session:
+        session.request(netlink.add_altname(UPLINK, foreign))
+        with pytest.raises(Conflict, match=r"ipvlan has it \(network ffffffffffff\)"):
+            site.network()
+        session.request(netlink.delete_altname(UPLINK, foreign))
+
+
+@pytest.mark.parametrize(
+    ("parent", "error", "words"),
+    [
+        ("uplink1", NotFound, ["no interface uplink1 on this host", "did you mean uplink0?", "here are uplink0"]),
+        ("lo", ConfigError, ["parent lo is the loopback"]),
+        ("nowhere.50", NotFound, ["no interface nowhere.50"]),
+        ("uplink0.0", ConfigError, ["0 is no VLAN: they are 1 to 4094"]),
+        ("uplink0.4095", ConfigError, ["4095 is no VLAN"]),
+    ],
+)
+def test_a_parent_that_cannot_be_is_refused_in_one_line(site, parent, error, words):
+    """B2: and nothing is made."""
+    before = site.census()
+    with pytest.raises(error) as caught:
+        site.network(options={"parent": parent})
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+    assert site.census() == before
+
+
+def test_a_parent_that_is_a_port_of_a_bridge_is_busy(site):
+    """B2: the bridge is named, for it would do."""
+    inside(site.host, ip_batch, "link add br9 type bridge", f"link set {UPLINK} master br9")
+    with pytest.raises(Conflict, match=rf"parent {UPLINK} is busy: it is a port of br9; name br9"):
+        site.network()
+    inside(site.host, ip_batch, "link delete br9")
+
+
+def test_a_parent_that_is_down_or_gone_is_said_when_a_container_joins(site):
+    """K9, B2: and by check."""
+    inside(site.host, ip_batch, "link add vx1 type veth peer name vx2", "link set vx1 up", "link set vx2 up")
+    network = site.network(options={"parent": "vx1"})
+    inside(site.host, ip_batch, "link set vx1 down")
+    container = site.container()
+    with pytest.raises(Conflict, match=r"its parent vx1 is down; `ip link set vx1 up`"):
+        container.attach(network)
+    assert site.driver.check(network=network, endpoints=()) == ["parent vx1 is down"]
+    inside(site.host, ip_batch, "link delete vx1")
+    with pytest.raises(NotFound, match=r"its parent vx1 is gone; create it again"):
+        container.attach(network)
+    assert site.driver.check(network=network, endpoints=()) == ["parent vx1 is missing"]
+    with pytest.raises(NotFound, match=r"no interface vx1 on this host"):
+        site.driver.create_network(network=network)
+
+
+def test_an_mtu_beyond_the_parents_is_refused(site):
+    with pytest.raises(ConfigError, match=r"has an MTU of 1500 bytes: 9000 is too much"):
+        site.network(options={"com.docker.network.driver.mtu": "9000"})
+
+
+def test_check_reports_what_was_tampered_with(site):
+    """L9: each by itself."""
+    network = site.network()
+    container, endpoint = site.joined(network)
+    check = partial(site.driver.check, network=network, endpoints=(endpoint,))
+    who = f"endpoint {endpoint.id[:12]}"
+    for spoil, repair, said in (
+        ("link set eth0 down", "link set eth0 up", f"{who}: eth0 is down"),
+        ("link set eth0 mtu 1400", "link set eth0 mtu 1500", f"{who}: eth0 has MTU 1400, not 1500"),
+        (
+            "link set eth0 type macvlan mode private",
+            "link set eth0 type macvlan mode bridge",
+            f"{who}: eth0 is not in mode bridge",
+        ),
+    ):
+        inside(container.netns, ip_batch, spoil)
+        assert check() == [said]
+        inside(container.netns, ip_batch, repair)
+        assert check() == []
+    mark = f"transom-macvlan-{network.id}-bridge"
+    inside(site.host, ip_batch, f"link property del dev {UPLINK} altname {mark}")
+    assert check() == [f"parent {UPLINK} does not know network {network.name}"]
+    site.driver.create_network(network=network)
+    assert check() == []
+    inside(container.netns, ip_batch, "link delete eth0")
+    assert check() == [f"{who} has no interface"]
+
+
+# VLAN interfaces
+
+
+def test_a_vlan_interface_is_made_once_and_goes_with_its_last_network(site):
+    """K9: two networks share it; one that was there stays."""
+    elsewhere = create()
+    site.world.defer(os.close, elsewhere)
+    if inside(elsewhere, vlans):
+        with pytest.raises(NotSupported, match=r"the kernel lacks VLANs \(CONFIG_VLAN_8021Q\) for uplink0.50"):
+            site.network(options={"parent": "uplink0.50"})
+        pytest.skip("the kernel has no 802.1q VLANs (CONFIG_VLAN_8021Q)")
+    inside(
+        site.neighbour, ip_batch, "link add link lan0 name lan0.50 type vlan id 50", "link set lan0.50 up",
+        f"address add {NEIGHBOURS}/24 dev lan0.50",
+    )  # fmt: skip
+    options = {"parent": "uplink0.50"}
+    one, two = site.network(options=options), site.network(options=options)
+    container, endpoint = site.joined(one)
+    server = listen(site, site.neighbour, TCP, 0, NEIGHBOURS)
+    assert talk(container.netns, server, NEIGHBOURS) == plain(endpoint)
+    names = partial(inside, site.host, ip_json, "link")
+    site.driver.detach(network=one, endpoint=endpoint)
+    site.driver.delete_network(network=one)
+    assert "uplink0.50" in {link["ifname"] for link in names()}
+    site.driver.delete_network(network=two)
+    assert "uplink0.50" not in {link["ifname"] for link in names()}
+    inside(site.host, ip_batch, f"link add link {UPLINK} name uplink0.51 type vlan id 51", "link set uplink0.51 up")
+    three = site.network(options={"parent": "uplink0.51"})
+    site.driver.delete_network(network=three)
+    assert "uplink0.51" in {link["ifname"] for link in names()}
+    inside(site.host, ip_batch, "link delete uplink0.51")
+
+
+def vlans():
+    """Say why no VLAN interface can be made here; empty when it can."""
+    made = subprocess.run(
+        ["sh", "-c", "ip link add va type veth peer name vb && ip link add link va name va.5 type vlan id 5"],
+        text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    return made.stderr
+
+
+# The host's access
+
+
+def with_access(site, *, reserved=True, **fields):
+    network = site.describe(options={"host-access": "true"}, **fields)
+    subnets = [
+        msgspec.structs.replace(
+            subnet, reserved={"host": "fd88:1::fe" if ":" in subnet.pool else "10.88.1.254"} if reserved else {}
+        )
+        for subnet in network.subnets
+    ]
+    network = msgspec.structs.replace(network, subnets=tuple(subnets))
+    site.networks[-1] = network
+    return network
+
+
+def test_with_host_access_the_host_and_its_containers_reach_each_other(site):
+    """K8: by both families, and the source addresses are the right ones."""
+    network = with_access(site)
+    site.driver.create_network(network=network)
+    container, endpoint = site.joined(network)
+    for six, host in ((False, "10.88.1.254"), (True, "fd88:1::fe")):
+        address = plain(endpoint, ipv6=six)
+        assert talk(site.host, container.listen(address=address), address) == host
+        assert talk(container.netns, listen(site, site.host, TCP, 0, host), host) == address
+    assert talk(container.netns, neighbour(site), NEIGHBOURS) == plain(endpoint)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    inside(site.host, ip_batch, f"route del {plain(endpoint)}/32")
+    said = f"the host has no route to endpoint {endpoint.id[:12]} ({plain(endpoint)})"
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == [said]
+
+
+def test_host_access_goes_by_the_address_that_the_parent_has_on_the_network(site):
+    """The usual case: the host is on that network itself."""
+    inside(site.host, ip_batch, f"address add 10.88.1.253/24 dev {UPLINK}")
+    network = with_access(site, reserved=False)
+    site.driver.create_network(network=network)
+    container, endpoint = site.joined(network)
+    assert talk(site.host, container.listen(), plain(endpoint)) == "10.88.1.253"
+    assert talk(container.netns, listen(site, site.host, TCP, 0, "10.88.1.253"), "10.88.1.253") == plain(endpoint)
+    inside(site.host, ip_batch, f"address del 10.88.1.253/24 dev {UPLINK}")
+
+
+def test_host_access_without_an_address_for_the_host_says_how_to_reserve_one(site):
+    before = site.census()
+    network = with_access(site, reserved=False)
+    with pytest.raises(ConfigError, match=r"reserve one with --aux-address host=ADDRESS"):
+        site.driver.create_network(network=network)
+    assert site.driver.owned() == Owned()
+    assert site.census() == before
+
+
+def test_routes_to_a_container_that_died_are_removed(site):
+    """Z4: by its id alone, and by recovery where nobody asks."""
+    network = with_access(site)
+    site.driver.create_network(network=network)
+    before = site.census()
+    for clean in (lambda endpoint: site.driver.detach(network=network, endpoint=endpoint), None):
+        container, endpoint = site.joined(network)
+        kept, other = site.joined(network)
+        container.close()
+        eventually(lambda endpoint=endpoint: endpoint.id not in site.driver.owned().endpoints)
+        assert site.census() != before
+        if clean:
+            clean(endpoint)
+        else:
+            assert site.driver.recover() == ["removed 2 routes to endpoints that are gone"]
+        assert talk(site.host, kept.listen(), plain(other)) == "10.88.1.254"
+        site.driver.detach(network=network, endpoint=other)
+        assert site.census() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"host_access": True, "mode": "vepa"}, "host-access=true needs macvlan_mode bridge"),
+        ({"dhcp": True}, "dhcp=true needs a parent"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words, said):
+    with pytest.raises(ValueError, match=said):
+        MacvlanOptions(**words)
+
+
+# DHCP
+
+
+@pytest.fixture
+def server(site):
+    """A DHCP server of the neighbour's with leases of two minutes, the shortest that there are."""
+    if not shutil.which("dnsmasq"):
+        pytest.skip("the program dnsmasq is missing: install dnsmasq-base")
+    inside(site.neighbour, ip_batch, "address add 10.77.0.1/24 dev lan0")
+    leases = site.world.path / "leases"
+    process = inside(
+        site.neighbour, subprocess.Popen,
+        [
+            "dnsmasq", "--keep-in-foreground", "--port=0", "--interface=lan0", "--bind-interfaces", "--no-ping",
+            "--dhcp-authoritative", "--leasefile-ro", "--dhcp-range=10.77.0.10,10.77.0.19,2m", "--conf-file=/dev/null",
+            "--dhcp-option=option:router,10.77.0.1", "--dhcp-option=option:dns-server,10.77.0.53",
+            "--dhcp-option=option:domain-name,example.test", "--user=root", "--pid-file=", "--log-dhcp",
+            f"--log-facility={leases}",
+        ],
+    )  # fmt: skip
+    yield leases
+    process.terminate()
+    process.wait()
+
+
+def by_dhcp(site, **options):
+    network = site.describe(options={"dhcp": "true", **options}, subnets=())
+    assert site.driver.settle(network=network) == network
+    site.driver.create_network(network=network)
+    return network
+
+
+class Watch:
+    """What the engine does for as long as a container runs."""
+
+    def __init__(self, site, network, endpoint, netns):
+        self.stop, self.signal = os.pipe()
+        self.thread = threading.Thread(
+            target=site.driver.watch,
+            kwargs={"network": network, "endpoint": endpoint, "netns": netns, "stop": self.stop},
+        )
+        self.thread.start()
+
+    def end(self):
+        os.close(self.signal)
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        os.close(self.stop)
+
+
+def test_an_address_comes_from_the_dhcp_server_and_is_released_at_the_end(site, server):
+    """The client asks again for what it has, renews it and gives it back."""
+    network = by_dhcp(site)
+    container = site.container()
+    endpoint, attachment = container.attach(network, names=("web",))
+    assert attachment.addresses[0].startswith("10.77.0.1")
+    assert attachment.addresses[0].endswith("/24")
+    assert attachment.gateways == ("10.77.0.1",)
+    assert (attachment.dns, attachment.search) == (("10.77.0.53",), ("example.test",))
+    address = attachment.addresses[0].partition("/")[0]
+    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, "10.77.0.1"), "10.77.0.1") == address
+    watch = Watch(site, network, endpoint, container.netns)
+    eventually(lambda: server.read_text().count(f"DHCPACK(lan0) {address}") >= 2)
+    assert [a["local"] for a in container.interface("eth0")["addr_info"]] == [address]
+    watch.end()
+    eventually(lambda: f"DHCPRELEASE(lan0) {address}" in server.read_text())
+    site.driver.release(network=network, endpoint=endpoint)
+    site.driver.detach(network=network, endpoint=endpoint)
+    # The same container gets the same address again, by its MAC.
+    again = container.attach(network, container=endpoint.container)[1]
+    assert again.addresses == attachment.addresses
+    assert "web" in server.read_text()
+
+
+def test_a_client_that_dies_is_started_anew(site, server):
+    network = by_dhcp(site)
+    container = site.container()
+    endpoint, attachment = container.attach(network)
+    watch = Watch(site, network, endpoint, container.netns)
+    try:
+        eventually(lambda: server.read_text().count("DHCPACK") >= 2)
+        (pid,) = clients(site)
+        os.kill(pid, 9)
+        eventually(lambda: server.read_text().count("DHCPACK") >= 3)
+        assert [a["local"] for a in container.interface("eth0")["addr_info"]] == [
+            attachment.addresses[0].partition("/")[0]
+        ]
+    finally:
+        watch.end()
+    assert clients(site) == []
+
+
+def clients(site):
+    """Return the processes whose script is this site's."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(word.startswith(os.fsencode(site.world.path)) and word.endswith(b"udhcpc.script") for word in words):
+            found.append(int(pid))
+    return found
+
+
+def test_the_host_has_access_to_containers_with_addresses_by_dhcp(site, server):
+    inside(site.host, ip_batch, f"address add 10.77.0.2/24 dev {UPLINK}")
+    network = by_dhcp(site, **{"host-access": "true"})
+    container = site.container()
+    _, attachment = container.attach(network)
+    assert talk(site.host, container.listen(), attachment.addresses[0].partition("/")[0]) == "10.77.0.2"
+    inside(site.host, ip_batch, f"address del 10.77.0.2/24 dev {UPLINK}")
+
+
+def test_an_address_that_the_server_does_not_give_is_refused(site, server):
+    network = by_dhcp(site)
+    container = site.container()
+    with pytest.raises(DriverError, match=r"does not give 10.99.0.5 but 10.77.0.1\d; leave the address out"):
+        container.attach(network, addresses=("10.99.0.5/24",))
+    assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+
+
+def test_without_a_dhcp_server_it_says_so_and_nothing_is_left(site, monkeypatch):
+    monkeypatch.setattr("transom_network_macvlan.dhcp.TRIES", 1)
+    monkeypatch.setattr("transom_network_macvlan.dhcp.PAUSE", 1)
+    network = by_dhcp(site)
+    container = site.container()
+    with pytest.raises(DriverError, match=r"no DHCP server has answered; is there one on the network of the parent"):
+        container.attach(network)
+    assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+
+
+def test_with_dhcp_a_subnet_is_refused(site):
+    network = site.describe(options={"dhcp": "true"}, subnets=(Subnet(pool="10.1.0.0/24"),))
+    with pytest.raises(ConfigError, match=r"with dhcp=true the server has the subnet; leave out --subnet"):
+        site.driver.settle(network=network)
+
+
+def test_without_a_client_it_says_what_to_install(site, monkeypatch):
+    network = by_dhcp(site)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    container = site.container()
+    with pytest.raises(NotSupported, match=r"install the package udhcpc or busybox-static"):
+        container.attach(network)
+
+
+def test_lines_of_others_are_no_leases():
+    text = b"noise\ntransom\tdeconfig\t\t\t\t\t\ntransom\tbound\t10.0.0.5\t24\t10.0.0.1 10.0.0.2\t\tone two\n"
+    lease = Lease(address="10.0.0.5/24", routers=("10.0.0.1", "10.0.0.2"), search=("one", "two"))
+    assert _events(text) == [("deconfig", None), ("bound", lease)]
+
+
+def test_the_driver_runs_on_this_kernel(tmp_path):
+    probe = Macvlan(options=None, root=tmp_path, run=tmp_path).probe()
+    assert probe.usable, probe.reason
