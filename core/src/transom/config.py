@@ -48,6 +48,9 @@ ORDER: dict[str, tuple[str, ...]] = {
 Not among them: drivers that work everywhere at a price that nobody should pay unasked (vfs copies every layer).
 """
 
+LOG_CACHE = ("local", "json-file")
+"""The first of these that is installed keeps what `logs` shows where none of a container's drivers can be read."""
+
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -97,6 +100,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     storage_opts: tuple[str, ...] = ()
     log_driver: str = ""
     log_opts: dict[str, str] = {}
+    log_drivers: tuple[str, ...] = msgspec.field(default=(), name="transom.log-drivers")
     limits_driver: str = msgspec.field(default="", name="transom.limits-driver")
     network_driver: str = msgspec.field(default="", name="transom.network-driver")
     auth_drivers: tuple[str, ...] = msgspec.field(default=(), name="transom.auth-drivers")
@@ -181,10 +185,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     def drivers(self, kind: str) -> tuple[str, ...]:
         """Return the names of the drivers of `kind`: the configured ones, else those of `ORDER` to try in turn.
 
-        Of kind auth all take part; ``authorization-plugins`` join those of ``auth-drivers``.
+        Of kind auth, and of ``log-drivers``, all take part; ``authorization-plugins`` join those of ``auth-drivers``.
         """
         if kind == "auth":
             return (self.auth_drivers or ORDER["auth"]) + self.authorization_plugins
+        if kind == "logging" and self.log_drivers and not self.origin.get("log-driver", "").startswith("command"):
+            return self.log_drivers
         chosen: str = self.log_driver if kind == "logging" else getattr(self, f"{kind}_driver")
         return (chosen,) if chosen else ORDER[kind]
 
@@ -221,7 +227,6 @@ _IGNORED = {
     "nothing serves metrics": "metrics-addr",
     "published ports are the only way in": "allow-direct-routing",
     "registries no longer know such layers": "allow-nondistributable-artifacts",
-    "reserved": "transom.log-drivers",
     "root runs containers": "rootless",
     "the engine writes plain text": "log-format raw-logs",
     "the host's /etc/resolv.conf is read": "resolv-conf",

@@ -17,9 +17,9 @@ import msgspec
 
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError
 from transom.services.files import Lock
-from transom_engine import wire
+from transom_engine import logplan, wire
 from transom_engine.flags import NAME
-from transom_engine.model import Config, Container, EndpointSettings, HostConfig
+from transom_engine.model import Config, Container, EndpointSettings, HostConfig, LogStatus
 from transom_engine.supervisor import launch, now, remove_runtime_state
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 RUNNING = frozenset({"running", "paused", "restarting"})
 _UNFINISHED = frozenset({"creating", "removing"})
+_ORDER_PATIENCE, _STATUS_PATIENCE = 30.0, 2.0
+"""Seconds in which a supervisor must have done something with its logs, and have said how they are."""
 KILLED = 137
 """The exit code of what SIGKILL ended: 128 + 9."""
 
@@ -285,6 +287,8 @@ class Containers:
     def _checked(container: Container, connection: wire.Connection, request: wire.Request) -> wire.Reply:
         try:
             reply = connection.ask(request)
+        except TimeoutError:
+            raise
         except (DriverError, OSError):  # it took the connection, and was on its way out
             connection.close()
             raise _just_ended(container) from None
@@ -416,41 +420,96 @@ class Containers:
             old, record.name = record.name, name
             self.event("rename", record, oldName=old)
 
-    def update(self, reference: str, changes: Mapping[str, object]) -> builtins.list[str]:
-        """Change limits or the restart policy (fields of `HostConfig` by name), at once where it runs.
+    def update(
+        self, reference: str, changes: Mapping[str, object], *, log_opts: Mapping[str, str] | None = None
+    ) -> builtins.list[str]:
+        """Change limits, the restart policy (fields of `HostConfig` by name) or log options, at once where it runs.
+
+        Args:
+            log_opts: put over the container's; ``NAME.option`` speaks of one of several log drivers.
 
         Returns:
             warnings: what cannot act on this host.
 
         Raises:
             ConfigError: values that no host accepts; nothing is changed.
-            DriverError: the kernel refused; nothing is changed.
+            DriverError: the kernel refused, or a log cannot be opened in the new way; nothing is changed.
         """
         from transom.services.resources import check
         from transom_engine.resources import resources_of
 
         container = self.get(reference)
         with self.engine.lock(container.id):
-            changed = msgspec.structs.replace(container.host_config, **changes)
+            before, runs = container.host_config, container.state.status in RUNNING
+            container.host_config = changed = msgspec.structs.replace(before, **changes)
             if changed.auto_remove and changed.restart_policy.name != "no":
                 raise ConfigError(
                     "restart policy cannot be updated because AutoRemove (--rm) is enabled for the container"
                 )
+            if log_opts:
+                logplan.change(self.engine, container, log_opts)
+                changed = container.host_config
             resources = resources_of(changed)
             warnings = check(resources, cpus=os.cpu_count() or 1)
             limits = self.engine.limits(container.limits_driver)
             refused = limits.unsupported_resources(resources=resources)
-            if container.state.status in RUNNING and changes.keys() - {"restart_policy"}:
+            if runs and changes.keys() - {"restart_policy"}:
                 limits.update(id=container.id, resources=resources)
+            self._record_config(container.id, changed)
+            if runs and log_opts:
+                try:
+                    self.order_logs(container, "reopen")
+                except TransomError:
+                    self._record_config(container.id, before)
+                    raise
             with self.engine.state.changing(container.id) as record:
-                record.host_config = changed
                 self.event("update", record)
         return warnings + [f"{field} has no effect: {reason}" for field, reason in refused.items()]
 
+    def _record_config(self, id: str, config: HostConfig) -> None:
+        with self.engine.state.changing(id) as record:
+            record.host_config = config
+
+    # Logs
+
+    def order_logs(self, container: Container, do: str, *, timeout: float = 0.0) -> None:
+        """Have a running container's supervisor ``rotate``, ``flush`` or ``reopen`` its logs; see `wire.Request`.
+
+        Raises:
+            TransomError: a log driver could not, or does not come to it.
+        """
+        connection = self.connect(container)
+        connection.socket.settimeout(timeout + _ORDER_PATIENCE)
+        try:
+            self._checked(container, connection, wire.Request(do=do, timeout=timeout))
+        except TimeoutError:
+            raise Conflict(f"a log driver of {container.name} is stuck and did not {do} its log") from None
+        finally:
+            connection.close()
+
+    def log_status(self, container: Container) -> builtins.list[LogStatus]:
+        """Return what became of the container's output; its supervisor says so at once, whatever its sinks do."""
+        if container.state.status not in RUNNING:
+            return container.log_status
+        try:
+            connection = self.connect(container)
+        except Conflict:
+            return container.log_status
+        connection.socket.settimeout(_STATUS_PATIENCE)
+        try:
+            return connection.ask(wire.Request(do="logs")).logs
+        except (DriverError, OSError):
+            return container.log_status
+        finally:
+            connection.close()
+
     # Removing
 
-    def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> None:
+    def remove(self, reference: str, *, force: bool = False, volumes: bool = False) -> dict[str, int]:
         """Remove a container; with `force` a running one is killed first, with `volumes` its anonymous ones go too.
+
+        Returns:
+            by log driver, how many lines are given up that its sink has not got.
 
         Raises:
             Conflict: it runs.
@@ -459,7 +518,7 @@ class Containers:
         with self.engine.lock(id):
             container = self._settle(id)
             if container is None:
-                return
+                return {}
             if self.alive(id):
                 if container.state.status in RUNNING and not force:
                     raise Conflict(
@@ -470,24 +529,31 @@ class Containers:
                 self._wait_for_supervisor(id)
                 container = self._settle(id)
                 if container is None:
-                    return
+                    return {}
             container.state.status = "removing"
             self.engine.state.save_container(container)
-            self.discard(container, volumes=volumes)
+            return self.discard(container, volumes=volumes)
 
-    def discard(self, container: Container, *, volumes: bool | None = None, quietly: bool = False) -> None:
+    def discard(self, container: Container, *, volumes: bool | None = None, quietly: bool = False) -> dict[str, int]:
         """Remove everything of a container that does not run. Idempotent: it may have been interrupted before.
 
         Args:
             volumes: remove its anonymous volumes; None follows ``--rm``, which does.
             quietly: the container was never seen: no event.
+
+        Returns:
+            as `remove`.
         """
         id = container.id
         with_volumes = container.host_config.auto_remove if volumes is None else volumes
+        given_up: dict[str, int] = {}
         try:
-            self.engine.log_driver(container).remove(container=self.engine.log_container(container))
+            plans = logplan.plans(self.engine, container)
+            given_up = logplan.undelivered(plans)
+            for plan in plans:
+                plan.driver.remove(container=plan.container)
         except TransomError:
-            pass  # the driver is gone or broken: its files below the container's directory go all the same
+            pass  # a driver is gone or broken: its files below the container's directory go all the same
         self.engine.networks.forget(container)
         self.engine.snapshots(container.driver).remove(id)
         self.clear_run(id)
@@ -498,6 +564,8 @@ class Containers:
             self.engine.volumes.remove_anonymous(container)
         with self.engine.state.transaction():
             self.engine.state.remove_container(id)
+            for driver, count in given_up.items():
+                self.event("log_dropped", container, driver=driver, count=str(count), reason="removed")
             if not quietly:
                 self.event("destroy", container)
         for name in (id, f"{id}.alive"):
@@ -505,6 +573,7 @@ class Containers:
                 os.unlink(self.engine.run_dir / "locks" / name)
             except FileNotFoundError:
                 pass
+        return given_up
 
     def prune(self, doomed: Callable[[Container], bool]) -> tuple[builtins.list[str], int]:
         """Remove those containers that do not run and that `doomed` picks.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from transom.errors import ConfigError
+from transom_engine import logplan
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings
 from transom_engine.networks import DEFAULT
 from transom_engine.resources import resources_of
@@ -60,7 +61,7 @@ def prepare(
         network_settings=NetworkSettings(networks=dict(endpoints)),
     )
     engine.snapshots(container.driver)  # before anything is on record: a driver that is not there fails here
-    _settle_log(engine, container)
+    logplan.settle(engine, container)
     engine.networks.check(container)
     if not merged.hostname:
         shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
@@ -139,16 +140,3 @@ def _check_words(engine: Engine, config: Config, host: HostConfig) -> None:
             f"--runtime {host.runtime!r}: this engine runs every container with {engine.runtime.name};"
             " choose another with default-runtime in the config"
         )
-
-
-def _settle_log(engine: Engine, container: Container) -> None:
-    """Choose the log driver and refuse options that could never work, now and not only at start."""
-    log = msgspec.structs.replace(container.host_config.log_config)
-    log.type = log.type or engine.default_driver("logging")
-    defaults, _ = engine.config.options("logging", log.type)
-    log.config = {**defaults, **log.config}
-    container.host_config.log_config = log
-    driver = engine.log_driver(container)
-    engine.log_delivery(container)
-    driver.check(container=engine.log_container(container))
-    container.log_path = driver.location(container=engine.log_container(container))

@@ -12,22 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transom.config import ORDER, Config
-from transom.contract.logging import LogCapability, LogContainer
+from transom.contract.logging import LogContainer
 from transom.drivers import Drivers
-from transom.errors import ConfigError, DriverError, NotSupported
+from transom.errors import DriverError, NotSupported
 from transom.services.files import Lock
 from transom_engine.model import Container
 from transom_engine.state import State
 
 if TYPE_CHECKING:
     from transom.contract.limits import Limits
-    from transom.contract.logging import Logging
     from transom.contract.network import NetworkDriver
     from transom.services.snapshots import Snapshots
     from transom_engine.containers import Containers
     from transom_engine.images.content import ContentStore
     from transom_engine.images.store import ImageStore
-    from transom_engine.logs import Delivery
     from transom_engine.networks import Networks
     from transom_engine.oci.runtime import Runtime
     from transom_engine.volumes import Volumes
@@ -129,7 +127,7 @@ class Engine:
         """
         if kind not in self._chosen:
             names = self.config.drivers(kind)
-            if len(names) == 1:
+            if len(names) == 1 or (kind == "logging" and self.config.log_drivers):
                 self._chosen[kind] = names[0]
             else:
                 self._chosen[kind] = self._remembered(kind) or self._probe(kind)
@@ -177,23 +175,6 @@ class Engine:
             options, where = self.config.options("network", name)
             self._networks[name] = self.drivers.network(name, options, where=where)
         return self._networks[name]
-
-    def log_driver(self, container: Container) -> Logging:
-        """Return the log driver of a container, with the container's options."""
-        from transom_engine.logs import split
-
-        log = container.host_config.log_config
-        return self.drivers.logging(log.type, split(log.config)[1], where="--log-opt")
-
-    def log_delivery(self, container: Container) -> Delivery:
-        """Return how the engine feeds that driver."""
-        from transom.services.options import convert
-        from transom_engine.logs import Delivery, split
-
-        log = container.host_config.log_config
-        driver = self.drivers.load("logging", log.type)
-        found: Delivery = convert(driver=driver, options=split(log.config)[0], struct=Delivery, where="--log-opt")
-        return found
 
     def log_container(self, container: Container) -> LogContainer:
         """Describe a container to its log driver."""
@@ -244,12 +225,3 @@ class Engine:
         drivers = [*self._networks.values(), *self._limits.values(), *(s.driver for s in self._snapshots.values())]
         for driver in drivers:
             driver.close()
-
-
-def check_readable(driver: Logging) -> None:
-    """Refuse to read from a log driver that keeps nothing to read."""
-    if LogCapability.READ not in driver.capabilities:
-        raise ConfigError(
-            f"log driver {driver.name} does not support reading; start the container with one that does,"
-            " such as --log-driver json-file"
-        )

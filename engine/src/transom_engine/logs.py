@@ -2,97 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from threading import Condition, Thread
 from time import monotonic
 from typing import Annotated, Literal
 
 import msgspec
 
-from transom.contract.logging import Chunk, Writer, count_lines
+from transom.contract.logging import Chunk, LogStats, Writer, count_lines, gap
 from transom.services.options import DecimalSize, Size
+from transom_engine.model import LogStatus
 
 QUEUE_LIMIT = 4 << 20
 """How many bytes may wait for a driver before the container has to (Docker's blocking mode)."""
-
-
-class Feed:
-    """A writer behind a bounded queue, so that a driver that blocks never blocks the supervisor.
-
-    Args:
-        writer: the driver's open log.
-        limit: bytes that may wait; beyond them `full` says so, or, with `drop`, the new batch is counted and left.
-        complain: told, once for each row of failures, what the driver raised.
-    """
-
-    def __init__(
-        self, writer: Writer, *, limit: int = QUEUE_LIMIT, drop: bool = False, complain: Callable[[str], None]
-    ) -> None:
-        self.writer, self._limit, self._drop, self._complain = writer, limit, drop, complain
-        self._queue: list[Chunk] = []
-        self._bytes, self._closing, self._failing = 0, False, False
-        self.dropped = 0
-        """Lines that were lost: the queue was full, or the driver refused them."""
-        self._changed = Condition()
-        self._thread: Thread | None = None
-
-    @property
-    def full(self) -> bool:
-        """Whether the container should wait before it writes more."""
-        return not self._drop and self._bytes >= self._limit
-
-    def put(self, chunks: Sequence[Chunk]) -> None:
-        """Queue chunks; never blocks."""
-        size = sum(len(chunk.data) for chunk in chunks)
-        with self._changed:
-            if self._drop and self._bytes and self._bytes + size > self._limit:
-                self.dropped += count_lines(chunks)
-                return
-            self._queue.extend(chunks)
-            self._bytes += size
-            self._changed.notify()
-        if self._thread is None:  # a container that writes nothing needs no thread
-            self._thread = Thread(target=self._work, name="log", daemon=True)
-            self._thread.start()
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._queue and not self._closing:
-                    self._changed.wait()
-                batch, self._queue = self._queue, []
-            if not batch:
-                return
-            self._write(batch)
-            with self._changed:
-                self._bytes -= sum(len(chunk.data) for chunk in batch)
-                self._changed.notify()
-
-    def _write(self, batch: Sequence[Chunk]) -> None:
-        try:
-            self.writer.write(batch)
-            self._failing = False
-        except Exception as error:
-            self.dropped += count_lines(batch)
-            if not self._failing:
-                self._failing = True
-                self._complain(str(error))
-
-    def close(self, timeout: float) -> None:
-        """Write what is queued, as far as `timeout` seconds allow, and close the writer."""
-        end = monotonic() + timeout
-        if self._thread is not None:
-            with self._changed:
-                self._closing = True
-                self._changed.notify()
-            self._thread.join(timeout)
-            if self._thread.is_alive():  # stuck in the driver: it is left behind, and counted
-                self.dropped += count_lines(self._queue)
-                return
-        try:
-            self.writer.close(timeout=max(0.1, end - monotonic()))
-        except Exception as error:
-            self._complain(str(error))
+STALL = 10.0
+"""Seconds without progress after which a driver that is not the only one no longer makes the container wait."""
 
 
 class Delivery(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
@@ -108,6 +32,8 @@ class Delivery(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_field
     def __post_init__(self) -> None:
         if self.max_buffer_size is not None and self.mode != "non-blocking":
             raise ValueError("max-buffer-size option is only supported with 'mode=non-blocking'")
+        if self.cache_max_size < 1:
+            raise ValueError("cache-max-size must be a positive number")
 
     @property
     def drop(self) -> bool:
@@ -122,10 +48,244 @@ class Delivery(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_field
         return 1 << 20 if self.max_buffer_size is None else self.max_buffer_size
 
 
-DELIVERY = frozenset(Delivery.__struct_encode_fields__)
+class Gap(msgspec.Struct):
+    """Lines that are missing at one place of the stream."""
+
+    lines: int
+    first: int
+    last: int
+    reason: str
+
+    def chunk(self) -> Chunk:
+        """Make the record that says so."""
+        return gap(lines=self.lines, first=self.first, last=self.last, reason=self.reason)
 
 
-def split(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Part log options into the engine's and the driver's."""
-    ours = {name: text for name, text in options.items() if name in DELIVERY}
-    return ours, {name: text for name, text in options.items() if name not in DELIVERY}
+Item = Chunk | Gap
+
+
+class Feed:
+    """A writer behind a bounded queue, so that a driver that blocks never blocks the supervisor.
+
+    Args:
+        writer: the driver's open log.
+        name: the driver's.
+        delivery: how much may wait, and what happens to the rest.
+        alone: it is the container's only one. Another, when it does not move for long, drops and counts instead of
+            holding up the container and with it the others.
+        patience: seconds without progress after which `close` gives up.
+        wake: called from the feed's thread when `answers` or `lost` have news.
+        complain: told, once for each row of failures, what the driver raised.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        name: str = "",
+        delivery: Delivery = Delivery(),
+        alone: bool = True,
+        patience: float = 10.0,
+        wake: Callable[[], object] = lambda: None,
+        complain: Callable[[str], object],
+    ) -> None:
+        self.name, self.delivery = name, delivery
+        self._writer, self._alone, self._patience = writer, alone, patience
+        self._wake, self._complain = wake, complain
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        self._queue: list[Item] = []
+        self._orders: list[tuple[Callable[[], object], Callable[[str], object]]] = []
+        self.answers: list[Callable[[], object]] = []
+        """What orders have to tell, for the supervisor's thread to call."""
+        self._bytes, self._closing = 0, False
+        self._moved = monotonic()
+        self._taken = self._written = self._dropped = 0
+        self._before = LogStats()
+        self._dropping: Gap | None = None
+        self._refused: Gap | None = None
+        self._broken: set[str] = set()
+        self._error = ""
+
+    @property
+    def full(self) -> bool:
+        """Whether the container should wait before it writes more."""
+        return self._bytes >= self.delivery.limit and not self._drops()
+
+    @property
+    def lost(self) -> int:
+        """How many lines were dropped: here, or by the driver after it had taken them."""
+        return self._dropped + self._before.dropped + self._writer.stats().dropped
+
+    def _drops(self) -> bool:
+        return self.delivery.drop or (not self._alone and monotonic() - self._moved > STALL)
+
+    def put(self, chunks: Sequence[Chunk]) -> None:
+        """Queue chunks; never blocks."""
+        with self._changed:
+            self._taken += count_lines(chunks)
+            if not self._queue and not self._bytes:
+                self._moved = monotonic()
+            if self._drops() or self._broken or self._dropping is not None:
+                for chunk in chunks:
+                    self._admit(chunk)
+            else:
+                self._bytes += sum([len(chunk.data) for chunk in chunks])
+                self._queue.extend(chunks)
+            self._changed.notify()
+        self._start()
+
+    def _admit(self, chunk: Chunk) -> None:
+        """Queue one chunk where there is room; a line of which a fragment was dropped goes as a whole."""
+        line = chunk.partial.id if chunk.partial else ""
+        size = len(chunk.data)
+        if line in self._broken or (self._bytes and self._bytes + size > self.delivery.limit and self._drops()):
+            if line:
+                self._broken.add(line)
+            if chunk.partial is None or chunk.partial.last:
+                self._broken.discard(line)
+            self._dropping = self._missing(self._dropping, [chunk], "the queue of the log driver was full")
+            return
+        if self._dropping is not None:
+            self._queue.append(self._dropping)
+            self._dropping = None
+        self._queue.append(chunk)
+        self._bytes += size
+
+    def _missing(self, before: Gap | None, items: Sequence[Item], reason: str) -> Gap | None:
+        """Count what is not written as dropped, and return the gap that it leaves together with the one before it."""
+        chunks = [item for item in items if isinstance(item, Chunk)]
+        self._dropped += count_lines(chunks)
+        gaps = [before] if before else []
+        gaps += [item for item in items if isinstance(item, Gap)]
+        if chunks:
+            gaps.append(Gap(count_lines(chunks), chunks[0].time, chunks[-1].time, reason))
+        if not gaps:
+            return None
+        return Gap(sum(g.lines for g in gaps), min(g.first for g in gaps), max(g.last for g in gaps), gaps[-1].reason)
+
+    def order(self, work: Callable[[Writer], object], answer: Callable[[str], object]) -> None:
+        """Have the feed's thread do something with the writer between two batches.
+
+        Args:
+            answer: called by the supervisor's thread with the error, empty where there was none.
+        """
+        self._order(lambda: work(self._writer), answer)
+
+    def _order(self, work: Callable[[], object], answer: Callable[[str], object]) -> None:
+        with self._changed:
+            self._orders.append((work, answer))
+            self._changed.notify()
+        self._start()
+
+    def reopen(self, open: Callable[[], Writer], back: Callable[[], Writer], answer: Callable[[str], object]) -> None:
+        """Replace the writer; where the new one cannot be opened the old options stay in force (`back`)."""
+
+        def work() -> None:
+            old = self._writer
+            old.close(timeout=self._patience)
+            stats = old.stats()
+            try:
+                new = open()
+            except Exception:
+                new = back()
+                raise
+            finally:
+                self._before = LogStats(
+                    taken=self._before.taken + stats.taken,
+                    delivered=self._before.delivered + stats.delivered,
+                    dropped=self._before.dropped + stats.dropped,
+                )
+                self._writer = new
+
+        self._order(work, answer)
+
+    def _start(self) -> None:
+        if self._thread is None:  # a container that writes nothing needs no thread
+            self._thread = Thread(target=self._work, name=f"log {self.name}", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._orders and not self._closing:
+                    self._changed.wait()
+                if self._closing and not self._queue and self._dropping is not None:
+                    self._queue.append(self._dropping)
+                    self._dropping = None
+                batch, self._queue = self._queue, []
+                orders, self._orders = self._orders, []
+            if batch:
+                self._write(batch)
+                with self._changed:
+                    self._bytes -= sum([len(item.data) for item in batch if isinstance(item, Chunk)])
+            for order in orders:
+                self._obey(*order)
+            self._moved = monotonic()
+            if not batch and not orders:
+                break
+        self._shut()
+
+    def _write(self, batch: Sequence[Item]) -> None:
+        if self._refused is not None:
+            batch = [self._refused, *batch]
+        try:
+            self._writer.write([item.chunk() if isinstance(item, Gap) else item for item in batch])
+        except Exception as error:
+            with self._changed:
+                self._refused = self._missing(None, batch, f"the log driver {self.name} refused: {error}")
+            if not self._error:
+                self._complain(str(error))
+            self._error = str(error)
+            self._wake()
+            return
+        self._refused, self._error = None, ""
+        self._written += count_lines([item for item in batch if isinstance(item, Chunk)])
+
+    def _obey(self, work: Callable[[], object], answer: Callable[[str], object]) -> None:
+        error = ""
+        try:
+            work()
+        except Exception as raised:
+            error = str(raised)
+        self.answers.append(lambda: answer(error))
+        self._wake()
+
+    def status(self) -> LogStatus:
+        """Return the counts, which add up at any moment; never blocks."""
+        now, before = self._writer.stats(), self._before
+        with self._changed:
+            taken, written, dropped = self._taken, self._written, self._dropped
+        dropped += before.dropped + now.dropped
+        waiting = max(0, before.taken + now.taken - before.delivered - now.delivered)
+        delivered = max(0, written - waiting)
+        return LogStatus(
+            driver=self.name, taken=taken, delivered=delivered, dropped=dropped,
+            pending=max(0, taken - delivered - dropped), spooled=now.spooled, error=self._error,
+        )  # fmt: skip
+
+    def begin_close(self) -> None:
+        """Let the thread end when it has written what is queued."""
+        with self._changed:
+            self._closing, self._moved = True, monotonic()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write what is queued for as long as that moves, close the writer, and count what is left behind."""
+        self.begin_close()
+        if self._thread is None:
+            self._shut()
+            return
+        while self._thread.is_alive() and monotonic() - self._moved < self._patience:
+            self._thread.join(0.1)
+        if self._thread.is_alive():  # stuck in the driver
+            self._error = self._error or f"it did not answer for {self._patience:g} s"
+            left = self.status().pending
+            with self._changed:
+                self._dropped += left
+
+    def _shut(self) -> None:
+        try:
+            self._writer.close(timeout=self._patience / 2)
+        except Exception as error:
+            self._complain(str(error))

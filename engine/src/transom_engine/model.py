@@ -38,6 +38,21 @@ class LogConfig(Pascal):
     config: dict[str, str] = {}
 
 
+class LogStatus(Pascal):
+    """What became of the lines that a container wrote since it was started: taken = delivered + dropped + pending.
+
+    `spooled` is in bytes, on disk. `error` is what keeps the driver from taking more, empty where nothing does.
+    """
+
+    driver: str
+    taken: int = 0
+    delivered: int = 0
+    dropped: int = 0
+    pending: int = 0
+    spooled: int = 0
+    error: str = ""
+
+
 class Ulimit(Pascal):
     """A resource limit of getrlimit(2) by its lower-case name without RLIMIT_ ("nofile"); -1 is unlimited."""
 
@@ -128,6 +143,8 @@ class HostConfig(Pascal):
     restart_policy: RestartPolicy = msgspec.field(default_factory=RestartPolicy)
     auto_remove: bool = False
     log_config: LogConfig = msgspec.field(default_factory=LogConfig)
+    more_log_configs: list[LogConfig] = []
+    """The log drivers beside the first."""
     storage_driver: str = ""
     storage_opt: dict[str, str] = {}
     cap_add: list[str] = []
@@ -245,6 +262,8 @@ class Container(Pascal):
     """The storage driver that holds the writable layer."""
     limits_driver: str = ""
     log_path: str = ""
+    log_status: list[LogStatus] = []
+    """What became of the last run's output, for each log driver; while it runs its supervisor knows."""
     exec_ids: list[str] = msgspec.field(default=[], name="ExecIDs")
     manually_stopped: bool = False
     """Stopped by a command: ``unless-stopped`` then does not bring it back."""

@@ -83,6 +83,7 @@ def container(engine: Engine, record: Container, *, size: bool = False) -> dict[
         "HostnamePath": str(directory / "hostname"),
         "HostsPath": str(directory / "hosts"),
         "LogPath": record.log_path,
+        "LogStatus": msgspec.to_builtins(engine.containers.log_status(record)),
         "Name": f"/{record.name}",
         "RestartCount": record.restart_count,
         "Driver": record.driver,

@@ -20,20 +20,21 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
 from transom.contract.limits import LimitEvent, LimitsCapability, Watch
-from transom.contract.logging import Stream
+from transom.contract.logging import LogCapability, Stream, Writer
 from transom.errors import DriverError, TransomError
 from transom.services.files import Lock, write_atomic
 from transom.services.mounts import CLONE_NEWNS, MS_REC, MS_SLAVE, become_subreaper, mount, mount_all, unmount, unshare
-from transom_engine import wire
+from transom_engine import logplan, wire
 from transom_engine.engine import Engine
 from transom_engine.launching import Launch
 from transom_engine.logs import Feed
-from transom_engine.model import Container
+from transom_engine.model import Container, LogStatus
 from transom_engine.restart import Backoff, should_restart
 from transom_engine.streams import Splitter, pipe, read
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 _CLONE_NEWPID = 0x20000000
 _CLIENT_LIMIT = 1 << 20
 """How many bytes may wait for a command that reads slowly before the container has to."""
+_SINK_PATIENCE, _FILE_PATIENCE = 1.0, 20.0
+"""Seconds that a log driver may make no progress at the end of a run: one whose sink is elsewhere, and one of files."""
+_TELL_PAUSE = 1.0
 _DRAIN = 2.0
 """Seconds to wait for the end of a dead process's output, which a stranger may hold open."""
 
@@ -198,6 +202,10 @@ class Supervisor:
         self.executed: dict[int, Process] = {}
         self.reaped: dict[int, int] = {}
         self.feeds: list[Feed] = []
+        self.plans: dict[str, logplan.LogPlan] = {}
+        self.log_status: list[LogStatus] = []
+        self.told: dict[str, int] = {}
+        self.tell_at = 0.0
         self.splitters: dict[Stream, Splitter] = {}
         self.undo: list[Callable[[], object]] = []
         self.join: Sequence[str] = ()
@@ -255,8 +263,8 @@ class Supervisor:
         self.listener.bind("control")
         self.listener.listen(64)
         self.listener.setblocking(False)
-        self.wake, wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        self.wake, self.wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self.wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
             signal.signal(ignored, signal.SIG_IGN)
@@ -295,6 +303,7 @@ class Supervisor:
             state.pid, state.exit_code, state.error = self._host_pid(self.main_process.pid), 0, ""
             state.oom_killed, state.started_at = False, now()
             record.shim_pid, record.log_path = self.host_pid, container.log_path
+            record.log_status = []
             self.engine.networks.note(container, record)
             self._event("start", record)
         if self.resolver is not None:
@@ -381,22 +390,90 @@ class Supervisor:
                 raise DriverError("writing", driver="resolver", subject="resolv.conf", cause=error) from error
 
     def _open_logs(self, container: Container) -> None:
-        driver = self.engine.log_driver(container)
-        context = self.engine.log_container(container)
-        delivery = self.engine.log_delivery(container)
-        feed = Feed(
-            driver.open(container=context),
-            limit=delivery.limit,
-            drop=delivery.drop,
-            complain=lambda text: self._complain(container, text),
-        )
-        self.feeds = [feed]
+        plans = logplan.plans(self.engine, container)
         self.splitters = {stream: Splitter(stream) for stream in Stream}
-        container.log_path = driver.location(container=context)
-        self.undo.append(lambda: feed.close(5.0))
+        self.told, self.tell_at = {}, 0.0
+        self.undo.append(self._close_logs)
+        for plan in plans:
+            remote = LogCapability.REMOTE in plan.driver.capabilities
+            feed = Feed(
+                plan.open(), name=plan.name, delivery=plan.delivery, alone=len(plans) == 1,
+                patience=_SINK_PATIENCE if remote else _FILE_PATIENCE, wake=self._nudge,
+                complain=partial(self._complain, plan.name),
+            )  # fmt: skip
+            self.feeds.append(feed)
+        self.plans = {plan.name: plan for plan in plans}
 
-    def _complain(self, container: Container, text: str) -> None:
-        print(f"log driver of {container.name}: {text}", file=sys.stderr, flush=True)
+    def _nudge(self) -> None:
+        """Have the main loop look around: called by the feeds' threads."""
+        try:
+            os.write(self.wake_end, b"\0")
+        except BlockingIOError:
+            pass  # it has been nudged enough
+
+    def _complain(self, name: str, text: str) -> None:
+        print(f"log driver {name}: {text}", file=sys.stderr, flush=True)
+
+    def _close_logs(self) -> None:
+        for feed in self.feeds:
+            feed.begin_close()
+        for feed in self.feeds:
+            feed.close()
+        self._tell_losses()
+        self.log_status = [feed.status() for feed in self.feeds]
+        self.feeds = []
+
+    def _tell_losses(self) -> None:
+        """Note, at most once a second while it runs, how many lines each log driver has lost since the last time."""
+        for feed in self.feeds:
+            count = feed.lost - self.told.get(feed.name, 0)
+            if count:
+                self.told[feed.name] = feed.lost
+                container = self.engine.state.container(self.id)
+                self._event("log_dropped", container, driver=feed.name, count=str(count), total=str(feed.lost))
+        self.tell_at = time.monotonic() + _TELL_PAUSE
+
+    def _order_logs(self, client: Client, request: wire.Request) -> None:
+        """Have every log driver do something, and answer when all have; none of them is waited for here."""
+        work: dict[str, Callable[[Callable[[str], object]], None]] = {}
+        if request.do == "reopen":
+            work = self._reopened()
+        for feed in self.feeds if request.do != "reopen" else ():
+            able = LogCapability.ROTATE in self.plans[feed.name].driver.capabilities
+            if request.do == "rotate" and able:
+                work[feed.name] = partial(feed.order, lambda writer: writer.rotate())
+            elif request.do == "flush":
+                work[feed.name] = partial(feed.order, partial(_flush_writer, timeout=request.timeout))
+        if not work and request.do == "rotate":
+            names = ", ".join(feed.name for feed in self.feeds)
+            raise TransomError(f"log driver {names} does not support rotate")
+        left, errors = set(work), list[str]()
+
+        def answered(name: str, error: str) -> None:
+            left.discard(name)
+            errors.extend([f"log driver {name}: {error}"] if error else [])
+            if not left:
+                client.send(wire.REPLY, wire.Reply(error="; ".join(errors), code=1 if errors else 0))
+                self._flush(client)
+
+        for name, start in work.items():
+            start(partial(answered, name))
+        if not work:
+            client.send(wire.REPLY, wire.Reply())
+
+    def _reopened(self) -> dict[str, Callable[[Callable[[str], object]], None]]:
+        """Take the options that are on record now; return what is to be done for the drivers whose own have changed."""
+        work: dict[str, Callable[[Callable[[str], object]], None]] = {}
+        plans = {plan.name: plan for plan in logplan.plans(self.engine, self.engine.state.container(self.id))}
+        for feed in self.feeds:
+            old, new = self.plans[feed.name], plans.get(feed.name)
+            if new is None:
+                continue  # the cache goes with the next start
+            feed.delivery = new.delivery
+            if new.options != old.options:
+                work[feed.name] = partial(feed.reopen, new.open, old.open)
+            self.plans[feed.name] = new
+        return work
 
     # The runtime
 
@@ -564,12 +641,16 @@ class Supervisor:
         times += [p.drain_until for p in self._processes() if p.code is not None]
         if any(feed.full for feed in self.feeds):
             times.append(time.monotonic() + 0.005)
+        if any(feed.lost != self.told.get(feed.name, 0) for feed in self.feeds):
+            times.append(self.tell_at)
         return max(0, int((min(times) - time.monotonic()) * 1000) + 1) if times else -1
 
     def _on_time(self) -> None:
         if self.kill_at and time.monotonic() >= self.kill_at:
             self.kill_at = 0.0
             self._signal(signal.SIGKILL)
+        if self.feeds and time.monotonic() >= self.tell_at:
+            self._tell_losses()
 
     def _on_wake(self, _events: int) -> None:
         try:
@@ -577,6 +658,9 @@ class Supervisor:
         except BlockingIOError:
             pass
         self._reap()
+        for feed in self.feeds:
+            while feed.answers:
+                feed.answers.pop(0)()
 
     def _on_connect(self, _events: int) -> None:
         try:
@@ -690,6 +774,12 @@ class Supervisor:
                 self._reload()
             case "wait":
                 self.waiting.append(client)
+            case "logs":
+                client.send(wire.REPLY, wire.Reply(logs=[feed.status() for feed in self.feeds]))
+                return
+            case "rotate" | "flush" | "reopen":
+                self._order_logs(client, request)
+                return
             case _:
                 raise TransomError(f"the supervisor does not know how to {request.do}")
         client.send(wire.REPLY, wire.Reply())
@@ -812,6 +902,7 @@ class Supervisor:
         self.kill_at = 0.0
         with self.engine.state.changing(self.id) as container:
             restarts = should_restart(container, process.code or 0)
+            container.log_status = self.log_status
             state = container.state
             state.running, state.paused, state.pid, state.oom_killed = False, False, 0, oom_killed
             state.exit_code, state.finished_at = process.code or 0, now()
@@ -894,6 +985,12 @@ class Supervisor:
 
     def _event(self, action: str, container: Container, **attributes: str) -> None:
         self.engine.containers.event(action, container, **attributes)
+
+
+def _flush_writer(writer: Writer, *, timeout: float) -> None:
+    if not writer.flush(timeout=timeout):
+        stats = writer.stats()
+        raise TransomError(f"{stats.taken - stats.delivered - stats.dropped} lines still wait for the sink")
 
 
 def now() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from transom.errors import DriverError
+from transom_engine.model import LogStatus
 
 STDIN, STDOUT, STDERR, REQUEST, REPLY, RESIZE, EXIT, STDIN_END = range(8)
 
@@ -24,7 +25,8 @@ _LARGEST = 1 << 24
 class Request(msgspec.Struct, omit_defaults=True):
     """What a command asks of the supervisor.
 
-    `do` is one of ``attach``, ``exec``, ``signal``, ``stop``, ``wait``, ``reload``. The other fields belong to
+    `do` is one of ``attach``, ``exec``, ``signal``, ``stop``, ``wait``, ``reload``, ``logs`` (say what became of the
+    output), ``rotate``, ``flush``, ``reopen`` (the logs, with the options now on record). The other fields belong to
     some of these: see the supervisor.
     """
 
@@ -47,6 +49,7 @@ class Reply(msgspec.Struct, omit_defaults=True):
     error: str = ""
     code: int = 0
     pid: int = 0
+    logs: list[LogStatus] = []
 
 
 class Exit(msgspec.Struct, omit_defaults=True):

@@ -36,8 +36,8 @@ def test_update_says_what_is_wrong_and_changes_nothing(transom):
     assert transom.fails("update", "-m", "lots", name, code=125) == (
         "--memory 'lots': invalid size; expected a size such as 512m or 2g"
     )
-    assert transom.fails("update", "--log-opt", "max-size=1m", name, code=125) == (
-        "--log-opt: the log options of a container are settled when it is made; make it anew with others"
+    assert transom.fails("update", "--log-opt", "max-size=lots", name, code=1) == (
+        "logging driver json-file: max-size='lots' (from --log-opt): expected a size such as 10m"
     )
     assert transom.fails("update", "--restart", "no", "nosuch", code=1) == (
         "no such container: nosuch; `transom ps -a` lists those here"

@@ -158,7 +158,16 @@ def rename_command(session: Session, /, name: str, new_name: str) -> None:
 @pass_session
 def rm_command(session: Session, /, names: tuple[str, ...], force: bool, volumes: bool) -> int:
     """Remove one or more containers."""
-    return at_once(session, names, lambda engine, name: engine.containers.remove(name, force=force, volumes=volumes))
+
+    def remove(engine: Engine, name: str) -> None:
+        for driver, count in engine.containers.remove(name, force=force, volumes=volumes).items():
+            print(
+                f"WARNING: {name}: {count} lines that log driver {driver} had not delivered are given up;"
+                " `transom logs --flush` delivers them before",
+                file=sys.stderr,
+            )
+
+    return at_once(session, names, remove)
 
 
 @click.command("wait")

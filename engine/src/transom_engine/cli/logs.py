@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from transom.contract.logging import Chunk, Query, Stream
-from transom.errors import ConfigError, NotFound
+from transom.errors import ConfigError, NotFound, TransomError
 from transom_engine.cli import Session, pass_session
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ _RUN_PAUSE = 0.05
 @click.option("--until", default="", help="Show logs before a timestamp or relative (e.g. 42m for 42 minutes)")
 @click.option("-t", "--timestamps", is_flag=True, help="Show timestamps")
 @click.option("--details", is_flag=True, help="Show extra details provided to logs")
+@click.option("--rotate", is_flag=True, help="Start a new file now, and show nothing")
+@click.option("--flush", is_flag=True, help="Deliver what waits for a sink, and show nothing")
+@click.option("--timeout", type=float, default=10.0, help="Seconds that --flush may take")
 @click.argument("name", metavar="CONTAINER")
 @pass_session
 def logs_command(
@@ -39,8 +42,14 @@ def logs_command(
     until: str,
     timestamps: bool,
     details: bool,
+    rotate: bool,
+    flush: bool,
+    timeout: float,
 ) -> None:
     """Fetch the logs of a container."""
+    if rotate or flush:
+        _tend(session.engine, name, rotate=rotate, timeout=timeout if flush else None)
+        return
     from transom_engine.cli.units import parse_time
 
     now = time.time_ns()
@@ -51,6 +60,27 @@ def logs_command(
         follow=follow,
     )
     _read(session.engine, session.engine.containers.get(name).id, query, _Printer(timestamps, details))
+
+
+def _tend(engine: Engine, name: str, *, rotate: bool, timeout: float | None) -> None:
+    """Rotate a container's log, or deliver within `timeout` seconds what waits."""
+    from transom_engine import logplan
+    from transom_engine.containers import RUNNING
+
+    containers = engine.containers
+    if rotate:
+        containers.order_logs(containers.running(name), "rotate")
+    if timeout is None:
+        return
+    container = containers.get(name)
+    if container.state.status in RUNNING:
+        containers.order_logs(container, "flush", timeout=timeout)
+        return
+    with engine.lock(container.id):
+        left = logplan.flush(engine, container, timeout)
+    if left:
+        said = ", ".join(f"{count} of {driver}" for driver, count in left.items())
+        raise TransomError(f"not delivered within {timeout:g} s: {said} lines; they are kept for the next try")
 
 
 def _count(text: str) -> int | None:
@@ -67,19 +97,18 @@ def _read(engine: Engine, id: str, query: Query, printer: _Printer) -> None:
     """Print what the query asks for; with `follow` through the restarts of the container, to its end for good."""
     import msgspec
 
+    from transom_engine import logplan
     from transom_engine.containers import RUNNING
-    from transom_engine.engine import check_readable
 
     while True:
         try:
             container = engine.containers.get(id)
         except NotFound:
             return  # it was removed when it ended
-        driver = engine.log_driver(container)
-        check_readable(driver)
+        log = logplan.readable(engine, container)
         runs = query.follow and container.state.status in RUNNING
         query = msgspec.structs.replace(query, follow=runs)
-        reader = driver.read(container=engine.log_container(container), query=query)
+        reader = log.driver.read(container=log.container, query=query)
         try:
             while (batch := reader.next(timeout=None)) is not None:
                 printer.show(batch)

@@ -71,7 +71,7 @@ _FLAGS: tuple[Flag, ...] = (
     _many("--dns-option", "--dns-opt", help="Set DNS options"),
     _many("--dns-search", help="Set custom DNS search domains"),
     _many("--add-host", help="Add a custom host-to-IP mapping (host:ip)"),
-    _text("--log-driver", help="Logging driver for the container"),
+    _many("--log-driver", help="Logging driver for the container; several with independent queues when given again"),
     _many("--log-opt", help="Log driver options"),
     _text("-m", "--memory", help="Memory limit"),
     _text("--memory-swap", help="Swap limit equal to memory plus swap: '-1' to enable unlimited swap"),
@@ -246,6 +246,7 @@ def _read(
         stop_signal=given["stop_signal"],
         stop_timeout=given["stop_timeout"],
     )
+    drivers: tuple[str, ...] = given["log_driver"]
     host = HostConfig(
         binds=[text for text, point in zip(given["volume"], points, strict=True) if point.source or point.name],
         tmpfs=flags.tmpfs(given["tmpfs"]),
@@ -254,7 +255,8 @@ def _read(
         publish_all_ports=given["publish_all"],
         restart_policy=flags.restart(given["restart"]),
         auto_remove=given["rm"],
-        log_config=LogConfig(type=given["log_driver"], config=flags.pairs(given["log_opt"], flag="--log-opt")),
+        log_config=LogConfig(type=next(iter(drivers), ""), config=flags.pairs(given["log_opt"], flag="--log-opt")),
+        more_log_configs=[LogConfig(type=name) for name in drivers[1:]],
         storage_driver=given["storage_driver"],
         storage_opt=flags.pairs(given["storage_opt"], flag="--storage-opt"),
         cap_add=list(given["cap_add"]),

@@ -1,4 +1,4 @@
-"""``transom update``: limits and the restart policy of containers, at once."""
+"""``transom update``: limits, log options and the restart policy of containers, at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from transom_engine.cli.words import several
 @click.option("--kernel-memory", default="", help="Kernel memory limit")
 @click.option("--pids-limit", type=int, default=None, help="Tune container pids limit (-1 for unlimited)")
 @click.option("--restart", default="", help="Restart policy to apply when a container exits")
-@click.option("--log-opt", multiple=True, hidden=True)
+@click.option("--log-opt", multiple=True, help="Log driver options, put over those that the container has")
 @click.argument("names", metavar="CONTAINER...", nargs=-1, required=True)
 @pass_session
 def update_command(
@@ -38,18 +38,15 @@ def update_command(
     """Update configuration of one or more containers."""
     from transom_engine.cli.run import limits
 
-    if log_opt:
-        raise ConfigError(
-            "--log-opt: the log options of a container are settled when it is made; make it anew with others"
-        )
     changes = limits(given)
     if restart:
         changes["restart_policy"] = flags.restart(restart)
-    if not changes:
+    log_opts = flags.pairs(log_opt, flag="--log-opt")
+    if not changes and not log_opts:
         raise ConfigError("you must provide one or more flags when using this command; see `transom update --help`")
 
     def update(name: str) -> None:
-        for warning in session.engine.containers.update(name, changes):
+        for warning in session.engine.containers.update(name, changes, log_opts=log_opts):
             print(f"WARNING: {warning}", file=sys.stderr)
 
     return several(names, update)
