@@ -28,12 +28,13 @@ NEWNSID, GETNSID = 88, 90
 NEWLINKPROP, DELLINKPROP = 108, 109
 _ERROR, _DONE = 2, 3
 _NESTED = 0x8000
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 _IFF_UP = 1
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
-_IFLA_IFALIAS, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 20, 28, 37, 46
+_IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 20, 26, 28, 37, 46
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
 _NETNSA_NSID, _NETNSA_FD = 1, 3
+_INET6_ADDR_GEN_MODE = 8
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
@@ -98,7 +99,7 @@ class Session:
     def __init__(self, protocol: int = 0) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.bind((0, 0))
-        for option in (_CAP_ACK, _EXT_ACK):
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._sequence = 0
 
@@ -146,6 +147,20 @@ class Session:
         except BlockingIOError:
             if failed:
                 raise failed from None
+
+    def get(self, kind: int, body: bytes) -> list[bytes]:
+        """Return the bodies of the one object that is asked for."""
+        self._send(((kind, ACK, body),))
+        found = []
+        while True:
+            for answer, data in self._receive():
+                if answer != _ERROR:
+                    found.append(data)
+                    continue
+                code = -struct.unpack_from("=i", data)[0]
+                if code:
+                    raise OSError(code, os.strerror(code))
+                return found
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Return the bodies of all objects that the kernel lists."""
@@ -199,7 +214,7 @@ class Session:
     def addresses(self, index: int = 0) -> dict[str, int]:
         """Return the addresses of an interface or of all, "172.18.0.1/16", each with its IFA_PROTO."""
         found = {}
-        for body in self.dump(GETADDR, bytes(8)):
+        for body in self.dump(GETADDR, struct.pack("=BBBBI", 0, 0, 0, 0, index)):
             family, prefix, _, _, owner = struct.unpack_from("=BBBBI", body)
             if index in {0, owner}:
                 values = attributes(body[8:])
@@ -348,25 +363,27 @@ def add_link(
     return NEWLINK, ACK | CREATE | EXCL, _ifinfo(up=up) + parts + info
 
 
-def add_veth(*, name: str, master: int, mtu: int, peer: str, mac: str, netns: int) -> Message:
-    """A pair whose host end is up and in the bridge, and whose other end is born inside the namespace."""
+def add_veth(*, name: str, master: int, mtu: int, peer: str, mac: str, netns: int, up: bool = True) -> Message:
+    """A pair whose host end is in the bridge, and whose other end is born inside the namespace."""
     inner = _name(peer) + attribute(_IFLA_MTU, struct.pack("=I", mtu)) + attribute(_IFLA_ADDRESS, pack_mac(mac))
     inner += attribute(_IFLA_NET_NS_FD, struct.pack("=I", netns))
-    return add_link(
-        name=name, kind="veth", master=master, mtu=mtu, up=True, data=attribute(1 | _NESTED, _ifinfo() + inner)
-    )
+    data = attribute(1 | _NESTED, _ifinfo() + inner)
+    return add_link(name=name, kind="veth", master=master, mtu=mtu, up=up, data=data)
 
 
-def set_alias(name: str, alias: str) -> Message:
-    """Say whose an interface is."""
-    return NEWLINK, ACK, _ifinfo() + _name(name) + text(_IFLA_IFALIAS, alias)
+def set_alias(name: str, alias: str, *, without_ipv6: bool = False) -> Message:
+    """Say whose an interface is; it may be told to take no link-local address (addrgenmode none) before it is up."""
+    body = _ifinfo() + _name(name) + text(_IFLA_IFALIAS, alias)
+    if without_ipv6:
+        body += nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, b"\x01")))
+    return NEWLINK, ACK, body
 
 
 def set_port(name: str, *, hairpin: bool, isolated: bool) -> Message:
-    """Settings of a bridge port (bridge(8): hairpin, isolated)."""
+    """Set a bridge port up, with its settings (bridge(8): hairpin, isolated)."""
     data = attribute(_BRPORT_MODE, bytes([hairpin])) + attribute(_BRPORT_ISOLATED, bytes([isolated]))
     info = nested(_IFLA_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, data))
-    return NEWLINK, ACK, _ifinfo() + _name(name) + info
+    return NEWLINK, ACK, _ifinfo(up=True) + _name(name) + info
 
 
 def set_up(name: str) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from transom.errors import ConfigError, Conflict, NotFound
 from transom.services.netns import create, inside
 from transom_conformance.network import (
     HOST,
+    HOST6,
     NEIGHBOUR,
+    NEIGHBOUR6,
     TCP,
     NetworkSuite,
     Site,
@@ -28,7 +31,9 @@ from transom_conformance.network import (
     unreachable,
 )
 from transom_conformance.suite import World
-from transom_network_bridge import Bridge, BridgeOptions
+from transom_network_bridge import Bridge
+from transom_network_bridge.firewall import RULES, Firewall
+from transom_network_bridge.options import BridgeOptions
 
 BRIDGE_NF = "/proc/sys/net/bridge/bridge-nf-call-"
 ICC, NAME, MTU = (
@@ -37,6 +42,7 @@ ICC, NAME, MTU = (
     "com.docker.network.driver.mtu",
 )
 MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
+MODE4, MODE6 = "com.docker.network.bridge.gateway_mode_ipv4", "com.docker.network.bridge.gateway_mode_ipv6"
 
 
 class Plain(NetworkSuite):
@@ -139,6 +145,119 @@ def test_ports_are_published_where_the_option_says_unless_an_address_is_named(si
     )
 
 
+def routed_to(site: Site, network: Network) -> None:
+    """Let the neighbour know the way to the network's containers."""
+    for subnet in network.subnets:
+        inside(site.neighbour, ip_batch, f"route add {subnet.pool} via {HOST6 if ':' in subnet.pool else HOST}")
+
+
+def test_a_routed_network_is_reached_at_published_ports_and_bears_its_own_addresses(site):
+    network = site.network(options={MODE4: "routed", MODE6: "routed"})
+    container, endpoint = site.joined(network)
+    stranger, _ = site.joined(site.network())
+    routed_to(site, network)
+    servers = {port: container.listen(TCP, port, "::") for port in (80, 81)}
+    bound = site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    assert bound == ()
+    for address in (plain(endpoint), plain(endpoint, ipv6=True)):
+        assert talk(site.neighbour, servers[80], address, 80).removeprefix("::ffff:") in (NEIGHBOUR, NEIGHBOUR6)
+        assert unreachable(site.neighbour, servers[81], address, 81)
+        assert talk(stranger.netns, servers[80], address, 80)
+        assert unreachable(stranger.netns, servers[81], address, 81)
+    assert unreachable(site.neighbour, servers[80], HOST, 8080)
+    inside(site.neighbour, run, "busybox", "ping", "-c1", "-W9", plain(endpoint))
+    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == plain(endpoint)
+    site.driver.unpublish(network=network, endpoint=endpoint)
+    assert unreachable(site.neighbour, servers[80], plain(endpoint), 80)
+
+
+def test_an_unprotected_network_is_reached_at_any_port_but_not_by_other_networks(site):
+    network = site.network(options={MODE4: "nat-unprotected"})
+    container, endpoint = site.joined(network)
+    stranger, _ = site.joined(site.network())
+    routed_to(site, network)
+    server = container.listen(TCP, 81, "::")
+    assert talk(site.neighbour, server, plain(endpoint), 81)
+    assert unreachable(site.neighbour, server, plain(endpoint, ipv6=True), 81)
+    assert unreachable(stranger.netns, server, plain(endpoint), 81)
+    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == HOST
+
+
+def test_a_trusted_interface_reaches_every_port(site):
+    trusting = site.network(options={"com.docker.network.bridge.trusted_host_interfaces": "lan9:uplink0"})
+    wary = site.network(options={"com.docker.network.bridge.trusted_host_interfaces": "lan9"})
+    for network, reached in ((trusting, True), (wary, False)):
+        container, endpoint = site.joined(network)
+        routed_to(site, network)
+        assert unreachable(site.neighbour, container.listen(TCP, 80), plain(endpoint), 80) is not reached
+
+
+def test_the_host_stays_off_an_isolated_network(site):
+    network = site.network(internal=True, options={MODE4: "isolated", MODE6: "isolated"})
+    container, attachment = site.container(), None
+    endpoint, attachment = container.attach(network)
+    sibling, _ = site.joined(network)
+    assert attachment.gateways == ()
+    assert talk(sibling.netns, container.listen(), plain(endpoint))
+    shown = inside(site.host, run, "ip", "-o", "address", "show", "dev", bridge_of(network))
+    assert "10.88." not in shown
+    assert "fd88:" not in shown
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+
+
+def test_isolation_from_the_host_is_for_internal_networks(site):
+    before = site.census()
+    with pytest.raises(ConfigError) as caught:
+        site.network(options={MODE6: "isolated"})
+    assert str(caught.value) == "network net1: gateway_mode_ipv6=isolated is for internal networks: add --internal"
+    assert site.census() == before
+
+
+def test_the_gateways_address_can_be_left_to_something_else(site):
+    network = site.network(options={"com.docker.network.bridge.inhibit_ipv4": "true"})
+    container = site.container()
+    endpoint, attachment = container.attach(network)
+    shown = inside(site.host, run, "ip", "-o", "address", "show", "dev", bridge_of(network))
+    assert ("10.88." in shown, "fd88:" in shown) == (False, True)
+    assert attachment.gateways[0] == network.subnets[0].gateway
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+
+
+def test_what_leaves_bears_the_address_that_was_asked_for(site):
+    inside(
+        site.host,
+        ip_batch,
+        "address add 198.51.100.9/24 dev uplink0",
+        "address add 2001:db8:51::9/64 dev uplink0 nodad",
+    )
+    four, six = "com.docker.network.host_ipv4", "com.docker.network.host_ipv6"
+    container, _ = site.joined(site.network(options={four: "198.51.100.9", six: "2001:db8:51::9"}))
+    for address, source in ((NEIGHBOUR, "198.51.100.9"), (NEIGHBOUR6, "2001:db8:51::9")):
+        assert talk(container.netns, listen(site, site.neighbour, TCP, 0, address), address) == source
+    other, _ = site.joined(site.network())
+    assert talk(other.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == HOST
+
+
+def test_settings_of_the_containers_interface_are_set_and_bad_ones_refused(site):
+    network, container = site.network(), site.container()
+    setting = "net.ipv4.conf.IFNAME.log_martians=1"
+    container.attach(network, options=Bridge.EndpointOptions(sysctls=(setting,)))
+    assert inside(container.netns, read, "/proc/sys/net/ipv4/conf/eth0/log_martians") == "1"
+    before = site.census()
+    with pytest.raises(ConfigError) as caught:
+        container.attach(network, options=Bridge.EndpointOptions(sysctls=("net.ipv4.conf.IFNAME.nosuch=1",)))
+    assert str(caught.value) == "cannot set net.ipv4.conf.IFNAME.nosuch=1 on eth1: No such file or directory"
+    assert site.census() == before
+
+
+@pytest.mark.parametrize(
+    "setting", ["net.ipv4.ip_forward=1", "net.ipv4.conf.IFNAME.log_martians", "net.ipv4.conf.eth0.x=1"]
+)
+def test_a_setting_that_is_not_the_interfaces_own_is_refused(setting):
+    with pytest.raises(ValueError, match="is not a setting such as"):
+        Bridge.EndpointOptions(sysctls=(setting,))
+
+
 def test_interfaces_are_named_as_the_options_say(site):
     network = site.network(options={"com.docker.network.container_iface_prefix": "net"})
     container = site.container()
@@ -213,6 +332,30 @@ def test_forwarding_is_put_back_as_it_was_with_the_last_network(site, before):
     assert inside(site.host, read, path) == before
 
 
+def test_rules_of_another_version_give_way_in_one_transaction_and_ports_stay_published(site):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    server = container.listen(TCP, 80)
+    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    (name,) = re.findall(r"set (rules_\w+)", inside(site.host, run, "nft", "list", "table", "inet", "transom"))
+    inside(site.host, run, "nft", "delete", "set", "inet", "transom", name)
+    inside(site.host, run, "nft", "flush", "chain", "inet", "transom", "prerouting")
+    assert unreachable(site.neighbour, server, HOST, 8080)
+    site.driver.create_network(network=network)
+    assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+
+
+def test_every_chain_of_the_table_is_as_the_rules_say(site):
+    site.network()
+    assert inside(site.host, Firewall().tampered) == []
+    for chain in re.findall(r"^  chain (\w+)", RULES, re.MULTILINE):
+        inside(site.host, run, "nft", "flush", "chain", "inet", "transom", chain)
+        assert inside(site.host, Firewall().tampered) == [chain]
+        inside(site.host, partial(Firewall().load, anew=True))
+        assert inside(site.host, Firewall().tampered) == []
+
+
 def test_a_flushed_ruleset_is_reported_and_comes_back(site):
     network = site.network()
     container, endpoint = site.joined(network)
@@ -233,6 +376,9 @@ TAMPERINGS = {
     "ip link set {bridge} down": "bridge {bridge} is down",
     "ip address delete 10.88.1.1/24 dev {bridge}": "bridge {bridge} has lost its address 10.88.1.1/24",
     "ip link delete {bridge}": "bridge {bridge} is missing",
+    "nft flush chain inet transom forward": (
+        "nftables table transom: chain forward has not the rules that it should have"
+    ),
     "nft flush set inet transom bridges": "nftables table transom does not know bridge {bridge}",
     "sysctl -qw net.ipv4.ip_forward=0": "IPv4 forwarding is off (net.ipv4.ip_forward)",
     "sysctl -qw net.ipv6.conf.all.forwarding=0": "IPv6 forwarding is off (net.ipv6.conf.all.forwarding)",
@@ -350,10 +496,14 @@ def test_what_goes_wrong_with_ports_is_said_in_a_line(site):
             second,
             Port(container=1, host=90, address="192.0.2.7"),
         ),
-        "cannot publish at 'here': it is not an address": (second, Port(container=1, host=90, address="here")),
-        f"cannot publish at ::1: endpoint {second.id[:12]} has no address of that family": (
-            four,
+        "cannot publish at ::1: the kernel forwards nothing of the IPv6 loopback; use 127.0.0.1": (
+            second,
             Port(container=1, host=90, address="::1"),
+        ),
+        "cannot publish at 'here': it is not an address": (second, Port(container=1, host=90, address="here")),
+        f"cannot publish at {HOST6}: endpoint {second.id[:12]} has no address of that family": (
+            four,
+            Port(container=1, host=90, address=HOST6),
         ),
     }
     for text, (endpoint, port) in texts.items():
@@ -376,9 +526,19 @@ def test_sctp_ports_are_published_even_where_the_host_has_no_such_sockets(site):
         site.driver.publish(network=network, endpoint=site.joined(network)[1], ports=ports[:1])
 
 
-def test_a_bad_host_binding_is_refused():
-    with pytest.raises(ValueError, match="'here' is not an IPv4 address"):
-        BridgeOptions(host_binding="here")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"host_binding": "here"}, "'here' is not an IPv4 address"),
+        ({"source4": "::1"}, "'::1' is not an IPv4 address"),
+        ({"source6": "10.0.0.1"}, "'10.0.0.1' is not an IPv6 address"),
+        ({"trusted": "eth0::x"}, "'' is not the name of an interface; write them as eth0:eth1"),
+        ({"default_bridge": True}, "the default network is made by itself: leave default_bridge away"),
+    ],
+)
+def test_a_bad_option_is_refused(options, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        BridgeOptions(**options)
 
 
 def test_the_probe_says_yes_here_and_leaves_nothing(site):

@@ -6,18 +6,16 @@ a port of the bridge. The host's part of everything carries the id it belongs to
 stale: while the namespace of a container that was not started dies with its last descriptor, the kernel takes the
 pair away too.
 
-The modules: `firewall` keeps the nftables table, `ports` chooses host ports.
+The modules: `options` has what users may set, `firewall` keeps the nftables table, `publishing` writes ports into it,
+which `ports` chooses.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import socket
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
-
-import msgspec
+from typing import ClassVar
 
 from transom.contract import Probe
 from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability, NetworkDriver, Owned, Port
@@ -26,7 +24,6 @@ from transom.services import interfaces, netlink
 from transom.services.files import Lock
 from transom.services.interfaces import (
     ETHERNET_MTU,
-    INTERFACE_DOCS,
     InterfaceOptions,
     alias_of,
     gateways,
@@ -36,43 +33,20 @@ from transom.services.interfaces import (
 )
 from transom.services.netlink import Link, Session
 from transom.services.netns import create, inside
-from transom_network_bridge.firewall import (
-    ENDPOINT_SETS,
-    PORT_MAPS,
-    TABLE,
-    Element,
-    Firewall,
-    pack_name,
-    pack_port,
-    pack_protocol,
+from transom_network_bridge.firewall import TABLE, Element, Firewall, pack_name
+from transom_network_bridge.options import (
+    DOCS,
+    BridgeOptions,
+    bridge_addresses,
+    bridge_name,
+    check_modes,
+    isolated,
+    options_of,
 )
+from transom_network_bridge.publishing import elements_of, publish
 
 DRIVER = "network bridge"
-DEFAULT_BRIDGE = "transom0"
-_INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 _NFPROTO = {4: b"\x02", 6: b"\x0a"}
-
-
-class BridgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What ``network create --opt`` accepts: Docker's names (docs.docker.com, bridge network driver)."""
-
-    bridge: Annotated[str, msgspec.Meta(pattern=_INTERFACE)] | None = msgspec.field(
-        name="com.docker.network.bridge.name", default=None
-    )
-    masquerade: bool = msgspec.field(name="com.docker.network.bridge.enable_ip_masquerade", default=True)
-    icc: bool = msgspec.field(name="com.docker.network.bridge.enable_icc", default=True)
-    host_binding: str = msgspec.field(name="com.docker.network.bridge.host_binding_ipv4", default="0.0.0.0")
-    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = msgspec.field(name="com.docker.network.driver.mtu", default=0)
-    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
-        name="com.docker.network.container_iface_prefix", default="eth"
-    )
-
-    def __post_init__(self) -> None:
-        """Check the address."""
-        try:
-            socket.inet_pton(socket.AF_INET, self.host_binding)
-        except OSError:
-            raise ValueError(f"{self.host_binding!r} is not an IPv4 address") from None
 
 
 class Bridge(NetworkDriver):
@@ -93,15 +67,7 @@ class Bridge(NetworkDriver):
     )
     NetworkOptions = BridgeOptions
     EndpointOptions = InterfaceOptions
-    option_docs: ClassVar[dict[str, str]] = {
-        "com.docker.network.bridge.name": "Name of the bridge on the host; one that exists is used and kept.",
-        "com.docker.network.bridge.enable_ip_masquerade": "Whether what leaves the network gets the host's address.",
-        "com.docker.network.bridge.enable_icc": "Whether containers reach each other beyond published ports.",
-        "com.docker.network.bridge.host_binding_ipv4": "Host address where ports are published unless one is named.",
-        "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes that of the ways out of the host.",
-        "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
-        **INTERFACE_DOCS,
-    }
+    option_docs: ClassVar[dict[str, str]] = DOCS
 
     def probe(self) -> Probe:
         """Make a bridge, a pair and the table in a namespace that is gone afterwards."""
@@ -127,7 +93,8 @@ class Bridge(NetworkDriver):
 
     def create_network(self, network: Network) -> None:
         """Make the bridge, or complete it; see the contract. Repeating it on a complete network is 0.2 ms."""
-        name, alias = _bridge_name(network), alias_of(network)
+        name, alias = bridge_name(network), alias_of(network)
+        check_modes(network)
         try:
             with Session() as session:
                 link = session.link(name)
@@ -141,8 +108,9 @@ class Bridge(NetworkDriver):
             ) from error
 
     def _complete(self, session: Session, link: Link, network: Network) -> bool:
-        ours = link.alias == alias_of(network)
-        return ours and gateways(network) <= session.addresses(link.index).keys() and Firewall().exists()
+        known = link.alias == alias_of(network) and bridge_addresses(network) <= session.addresses(link.index).keys()
+        firewall, mark = Firewall(), Element("bridges", pack_name(link.name))
+        return known and firewall.current() and bool(firewall.get([mark]))
 
     def _create(self, session: Session, network: Network, name: str, alias: str) -> None:
         link = session.link(name)
@@ -154,7 +122,7 @@ class Bridge(NetworkDriver):
         try:
             if new:
                 mtu, mac = (
-                    interfaces.wanted_mtu(session, network, _options(network).mtu),
+                    interfaces.wanted_mtu(session, network, options_of(network).mtu),
                     interfaces.mac_for(tuple(gateways(network)), network.id),
                 )
                 session.request(
@@ -169,7 +137,7 @@ class Bridge(NetworkDriver):
                 write_setting(f"ipv6/conf/{name}/accept_dad", "0")
                 write_setting(f"ipv6/conf/{name}/disable_ipv6", "0" if has_family(network, 6) else "1")
             write_setting(f"ipv4/conf/{name}/route_localnet", "0" if network.internal else "1")
-            missing = gateways(network) - session.addresses(link.index).keys()
+            missing = bridge_addresses(network) - session.addresses(link.index).keys()
             session.request(*(netlink.add_address(link.index, address) for address in sorted(missing)))
             self._allow(network, name)
             session.request(netlink.set_up(name))
@@ -180,16 +148,25 @@ class Bridge(NetworkDriver):
 
     def _allow(self, network: Network, name: str) -> None:
         """Write the network's elements, and let the host forward where that is off."""
-        options, firewall = _options(network), Firewall()
-        firewall.load()
+        options, firewall = options_of(network), Firewall()
+        firewall.load(anew=bool(firewall.current() and firewall.tampered()))
         owner, packed = f"network {network.id}", pack_name(name)
-        sets = {
-            "natted": options.masquerade and not network.internal,
-            "internal": network.internal,
-            "isolated": not options.icc,
-        }
-        wanted = {Element("bridges", packed, comment=owner), Element("loops", packed + packed, comment=owner)}
-        wanted |= {Element(where, packed, comment=owner) for where, so in sets.items() if so}
+        loop = packed + packed
+        wanted = {Element("bridges", packed, comment=owner), Element("loops", loop, comment=owner)}
+        marks = {"internal": network.internal, "isolated": not options.icc}
+        for family, source in {4: options.source4, 6: options.source6}.items():
+            mode = options.mode(family)
+            translated = mode.startswith("nat") and options.masquerade and not network.internal
+            marks |= {
+                f"natted{family}": translated,
+                f"direct{family}": mode == "nat-unprotected",
+                f"routed{family}": mode == "routed",
+            }
+            if translated and source:
+                data = netlink.pack_address(source)[1]
+                wanted.add(Element(f"source{family}", packed, data=data, comment=owner))
+        wanted |= {Element(where, packed, comment=owner) for where, so in marks.items() if so}
+        wanted |= {Element("trusted", pack_name(i) + packed, comment=owner) for i in options.trusted_interfaces}
         present = set(firewall.elements(owner=owner))
         firewall.change(add=list(wanted - present), remove=list(present - wanted))
         if network.internal:
@@ -232,7 +209,7 @@ class Bridge(NetworkDriver):
         host = _host_end(endpoint.id)
         try:
             with Session() as session, inside(netns, Session) as inner:
-                bridge = session.link(_bridge_name(network))
+                bridge = session.link(bridge_name(network))
                 if bridge is None:
                     raise NotFound(
                         f"network {network.name} is not on this host: its bridge is missing; create it again"
@@ -251,7 +228,7 @@ class Bridge(NetworkDriver):
             interface=interface,
             mac=mac,
             addresses=endpoint.addresses,
-            gateways=interfaces.next_hops(network, endpoint),
+            gateways=tuple(hop for hop in interfaces.next_hops(network, endpoint) if not isolated(network, hop)),
             mtu=bridge.mtu,
         )
 
@@ -268,15 +245,21 @@ class Bridge(NetworkDriver):
         host = _host_end(endpoint.id)
         mac = endpoint.mac or interfaces.mac_for(endpoint.addresses, endpoint.id)
         nf = _bridge_nf()
-        for interface in interfaces.names(inner, endpoint, _options(network).prefix):
+        for interface in interfaces.names(inner, endpoint, options_of(network).prefix):
             try:
                 session.request(
                     netlink.add_veth(
-                        name=host, master=bridge.index, mtu=bridge.mtu, peer=interface, mac=mac, netns=netns
+                        name=host,
+                        master=bridge.index,
+                        mtu=bridge.mtu,
+                        peer=interface,
+                        mac=mac,
+                        netns=netns,
+                        up=False,
                     ),
-                    netlink.set_alias(host, alias_of(endpoint)),
+                    netlink.set_alias(host, alias_of(endpoint), without_ipv6=True),
                     # Frames inside the bridge pass the firewall, or they do not: see its chain postrouting.
-                    netlink.set_port(host, hairpin=nf, isolated=not nf and not _options(network).icc),
+                    netlink.set_port(host, hairpin=nf, isolated=not nf and not options_of(network).icc),
                 )
             except FileExistsError:
                 if session.link(host):
@@ -320,7 +303,7 @@ class Bridge(NetworkDriver):
         return list(self._differences(network, endpoints))
 
     def _differences(self, network: Network, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
-        name = _bridge_name(network)
+        name = bridge_name(network)
         with Session() as session:
             links = {link.name: link for link in session.links()}
             bridge = links.get(name)
@@ -329,7 +312,7 @@ class Bridge(NetworkDriver):
                 return
             if not bridge.up:
                 yield f"bridge {name} is down"
-            for address in sorted(gateways(network) - session.addresses(bridge.index).keys()):
+            for address in sorted(bridge_addresses(network) - session.addresses(bridge.index).keys()):
                 yield f"bridge {name} has lost its address {address}"
         for endpoint in endpoints:
             end = links.get(_host_end(endpoint.id))
@@ -340,15 +323,17 @@ class Bridge(NetworkDriver):
                 yield f"endpoint {endpoint.id[:12]} is not in bridge {name}"
             if not end.up:
                 yield f"endpoint {endpoint.id[:12]}: {end.name} is down"
-            wanted = network.mtu or _options(network).mtu or bridge.mtu
+            wanted = network.mtu or options_of(network).mtu or bridge.mtu
             if end.mtu != wanted:
                 yield f"endpoint {endpoint.id[:12]}: {end.name} has MTU {end.mtu}, not {wanted}"
-            if not _options(network).icc and not _bridge_nf() and not end.isolated:
+            if not options_of(network).icc and not _bridge_nf() and not end.isolated:
                 yield f"endpoint {endpoint.id[:12]} is not isolated from its neighbours"
         if not Firewall().exists():
             yield f"nftables table {TABLE} is missing: published ports and masquerading are off"
         elif not Firewall().elements("bridges", owner=f"network {network.id}"):
             yield f"nftables table {TABLE} does not know bridge {name}"
+        for chain in Firewall().tampered() if Firewall().exists() else ():
+            yield f"nftables table {TABLE}: chain {chain} has not the rules that it should have"
         if not network.internal:
             if has_family(network, 4) and read_setting("ipv4/ip_forward") == "0":
                 yield "IPv4 forwarding is off (net.ipv4.ip_forward)"
@@ -358,35 +343,14 @@ class Bridge(NetworkDriver):
                 yield f"ports published at 127.0.0.1 are off (net.ipv4.conf.{name}.route_localnet)"
 
     def publish(self, network: Network, endpoint: Endpoint, ports: tuple[Port, ...]) -> tuple[Port, ...]:
-        """Publish by address translation; exact ports are settled before ranges, ranges before any port."""
-        from transom_network_bridge.ports import Chooser
-
+        """Publish by address translation, or by opening the firewall where the network is routed."""
         if network.internal and ports:
             raise ConfigError(f"network {network.name} is internal: its containers cannot publish ports")
-        firewall, owner = Firewall(), f"endpoint {endpoint.id}"
-        note = " ".join([owner, *endpoint.names[:1]])[:120]
-        targets = {":" in address: address.partition("/")[0] for address in reversed(endpoint.addresses)}
         try:
             with self._lock():
-                present = firewall.elements(*ENDPOINT_SETS)
-                mine = [element for element in present if element.comment.split(" ")[:2] == owner.split(" ")]
-                others = [e for e in present if e not in mine and e.set in PORT_MAPS]
-                bound: dict[int, list[Port]] = {}
-                with Chooser(others) as chooser:
-                    for index, port in sorted(enumerate(ports), key=lambda item: _width(item[1])):
-                        addresses = _host_addresses(network, endpoint, port, targets)
-                        bound[index] = chooser.settle(port, addresses, endpoint.names[0] if endpoint.names else note)
-                    result = [port for index in sorted(bound) for port in bound[index]]
-                    wanted = [_port_element(port, targets, note) for port in result]
-                    wanted += [_hairpin_element(targets[":" in p.address], note) for p in result]
-                    firewall.load()
-                    firewall.change(
-                        add=list(dict.fromkeys(e for e in wanted if e not in mine)),
-                        remove=[e for e in mine if e not in wanted],
-                    )
+                return publish(Firewall(), network, endpoint, ports)
         except OSError as error:
             raise DriverError("publish", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
-        return tuple(result)
 
     def unpublish(self, network: Network, endpoint: Endpoint) -> None:
         """Withdraw the ports."""
@@ -396,22 +360,14 @@ class Bridge(NetworkDriver):
             raise DriverError("unpublish", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
 
     def _withdraw(self, endpoint: Endpoint) -> None:
-        firewall, owner = Firewall(), f"endpoint {endpoint.id}"
-        if firewall.elements(*ENDPOINT_SETS, owner=owner):
+        firewall = Firewall()
+        if elements_of(firewall, endpoint):
             with self._lock():
-                firewall.change(add=[], remove=firewall.elements(*ENDPOINT_SETS, owner=owner))
+                firewall.change(add=[], remove=elements_of(firewall, endpoint))
 
     def _lock(self) -> Lock:
         self.run.mkdir(parents=True, exist_ok=True)
         return Lock(self.run / "lock")
-
-
-def _options(network: Network) -> BridgeOptions:
-    return network.options if isinstance(network.options, BridgeOptions) else BridgeOptions()
-
-
-def _bridge_name(network: Network) -> str:
-    return _options(network).bridge or (DEFAULT_BRIDGE if network.default else f"br-{network.id[:12]}")
 
 
 def _host_end(endpoint: str) -> str:
@@ -433,44 +389,6 @@ def _keep_router_advertisements() -> None:
     for name in os.listdir("/proc/sys/net/ipv6/conf"):
         if name not in {"all", "default"} and read_setting(f"ipv6/conf/{name}/accept_ra") == "1":
             write_setting(f"ipv6/conf/{name}/accept_ra", "2")
-
-
-def _width(port: Port) -> int:
-    """Return how many host ports will do, for sorting the choosy first."""
-    return max(port.host_end - port.host, 0) if port.host else 65536
-
-
-def _host_addresses(network: Network, endpoint: Endpoint, port: Port, targets: dict[bool, str]) -> tuple[str, ...]:
-    """Return the host's addresses at which a port is published; `targets` has the endpoint's by "is IPv6"."""
-    if not port.address:
-        binding = _options(network).host_binding
-        both = {False: binding} | ({True: "::"} if binding == "0.0.0.0" else {})
-        found = tuple(address for six, address in both.items() if six in targets)
-    else:
-        try:
-            family, packed = netlink.pack_address(port.address)
-        except OSError:
-            raise ConfigError(f"cannot publish at {port.address!r}: it is not an address") from None
-        found = (socket.inet_ntop(family, packed),) if (family == socket.AF_INET6) in targets else ()
-    if not found:
-        wanted = port.address or _options(network).host_binding
-        raise ConfigError(f"cannot publish at {wanted}: endpoint {endpoint.id[:12]} has no address of that family")
-    return found
-
-
-def _port_element(port: Port, targets: dict[bool, str], note: str) -> Element:
-    family, packed = netlink.pack_address(port.address)
-    number = 6 if family == socket.AF_INET6 else 4
-    anywhere = not any(packed)
-    key = pack_protocol(port.protocol) + (b"" if anywhere else packed) + pack_port(port.host)
-    target = netlink.pack_address(targets[number == 6])[1]
-    where = f"{'any' if anywhere else 'ports'}{number}"
-    return Element(where, key, data=target + pack_port(port.container), comment=note)
-
-
-def _hairpin_element(address: str, note: str) -> Element:
-    packed = netlink.pack_address(address)[1]
-    return Element(f"hairpin{4 if len(packed) == 4 else 6}", packed + packed, comment=note)
 
 
 def _bridge_nf() -> bool:

@@ -5,15 +5,18 @@ there (nft(8), SETS and MAPS). So the cost of a port does not grow with the numb
 other, and no other table is touched. Every element carries a comment that says whose it is: the kernel is the only
 record.
 
-The rules are loaded by the program ``nft``, once; elements are written and read by netlink directly, a batch being
-one transaction.
+The rules are loaded by the program ``nft``, once, and again, in one transaction that leaves the elements alone, when
+they are another version's or were tampered with. Elements are written and read by netlink directly, a batch being one
+transaction.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import struct
+import zlib
 
 import msgspec
 
@@ -35,7 +38,15 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 RULES = """
 table inet transom {
   set bridges { type ifname; comment "all bridges of networks"; }
-  set natted { type ifname; comment "whose way out is masqueraded"; }
+  set natted4 { type ifname; comment "whose way out is masqueraded"; }
+  set natted6 { type ifname; }
+  map source4 { type ifname : ipv4_addr; comment "what address the way out bears instead"; }
+  map source6 { type ifname : ipv6_addr; }
+  set direct4 { type ifname; comment "whose endpoints are reached at any port, by who has a route"; }
+  set direct6 { type ifname; }
+  set routed4 { type ifname; comment "whose endpoints are reached at published ports, by who has a route"; }
+  set routed6 { type ifname; }
+  set trusted { type ifname . ifname; comment "interfaces of the host that reach all of a bridge"; }
   set internal { type ifname; comment "that have no way out"; }
   set isolated { type ifname; comment "whose endpoints do not reach each other"; }
   set loops { type ifname . ifname; comment "each bridge with itself"; }
@@ -46,6 +57,8 @@ table inet transom {
   map ports6 { type inet_proto . ipv6_addr . inet_service : ipv6_addr . inet_service; }
   map any4 { type inet_proto . inet_service : ipv4_addr . inet_service; }
   map any6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
+  set open4 { type ipv4_addr . inet_proto . inet_service; comment "published ports of routed endpoints"; }
+  set open6 { type ipv6_addr . inet_proto . inet_service; }
 
   # 127.0.0.0/8 is routable through our bridges (route_localnet) for the sake of ports published there: keep
   # containers out of it.
@@ -82,7 +95,11 @@ table inet transom {
     ip saddr . ip daddr @hairpin4 ct status dnat masquerade
     ip6 saddr . ip6 daddr @hairpin6 ct status dnat masquerade
     ip saddr 127.0.0.0/8 oifname @bridges masquerade
-    iifname @natted oifname != @bridges masquerade
+    oifname @bridges return
+    meta nfproto ipv4 iifname @natted4 snat ip to iifname map @source4
+    meta nfproto ipv6 iifname @natted6 snat ip6 to iifname map @source6
+    meta nfproto ipv4 iifname @natted4 masquerade
+    meta nfproto ipv6 iifname @natted6 masquerade
   }
 
   chain input {
@@ -112,6 +129,14 @@ table inet transom {
   chain incoming {
     ct state established,related accept
     ct status dnat accept
+    ip daddr . meta l4proto . th dport @open4 accept
+    ip6 daddr . meta l4proto . th dport @open6 accept
+    iifname . oifname @trusted accept
+    iifname @bridges drop
+    meta nfproto ipv4 oifname @direct4 accept
+    meta nfproto ipv6 oifname @direct6 accept
+    meta l4proto icmp oifname @routed4 accept
+    meta l4proto icmpv6 oifname @routed6 accept
     drop
   }
 }
@@ -119,7 +144,7 @@ table inet transom {
 
 _NETFILTER = 12
 _NFTABLES = 10 << 8
-_NEWTABLE, _GETTABLE, _DELTABLE, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 0, 1, 2, 12, 13, 14
+_GETTABLE, _DELTABLE, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 1, 2, 7, 10, 12, 13, 14
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _KEY, _DATA, _USERDATA, _VALUE = 1, 2, 3, 1, 2, 6, 1
@@ -127,12 +152,16 @@ _CONNTRACK, _CT_GET, _CT_DELETE = 1 << 8, 1, 2
 _CT_ORIGINAL, _CT_PROTOCOL, _CT_NUMBER, _CT_DESTINATION_PORT, _CT_ID = 1, 2, 1, 3, 12
 _PER_MESSAGE = 200  # an attribute's length is a 16-bit number
 
-SETS = (
-    *("bridges", "natted", "internal", "isolated", "loops", "forwarding"),
-    *("hairpin4", "hairpin6", "ports4", "ports6", "any4", "any6"),
-)
+SETS = tuple(re.findall(r"^  (?:set|map) (\w+)", RULES, re.MULTILINE))
 PORT_MAPS = ("ports4", "ports6", "any4", "any6")
-ENDPOINT_SETS = (*PORT_MAPS, "hairpin4", "hairpin6")
+ENDPOINT_SETS = (*PORT_MAPS, "open4", "open6", "hairpin4", "hairpin6")
+_CHAINS = {
+    name: sum(1 for line in body.splitlines() if line.strip() and not line.strip().startswith("type "))
+    for name, body in re.findall(r"^  chain (\w+) \{(.*?)^  \}", RULES, re.MULTILINE | re.DOTALL)
+}
+"""How many rules each chain has."""
+_VERSION = f"rules_{zlib.crc32(RULES.encode()):08x}"
+"""The name of an empty set that says which rules are loaded."""
 
 
 class Element(msgspec.Struct, frozen=True):
@@ -159,12 +188,40 @@ class Firewall:
                 return False
         return True
 
-    def load(self) -> None:
-        """Load the rules; nothing happens when they are there."""
-        if not self.exists():
+    def current(self) -> bool:
+        """Say whether the table has the rules of this version."""
+        with Session(_NETFILTER) as session:
+            try:
+                session.request((_NFTABLES | _GETSET, ACK, _header() + text(1, TABLE) + text(2, _VERSION)))
+            except FileNotFoundError:
+                return False
+        return True
+
+    def tampered(self) -> list[str]:
+        """Name the chains that have lost rules or got others since they were loaded."""
+        counts = dict.fromkeys(_CHAINS, 0)
+        with Session(_NETFILTER) as session:
+            for body in session.dump(_NFTABLES | _GETRULE, _header() + text(1, TABLE)):
+                values = attributes(body[4:])
+                if values.get(1) == TABLE.encode() + b"\0":
+                    name = values.get(2, b"").rstrip(b"\0").decode()
+                    counts[name] = counts.get(name, 0) + 1
+        return [name for name, count in counts.items() if _CHAINS.get(name) != count]
+
+    def load(self, *, anew: bool = False) -> None:
+        """Load the rules, in one transaction that keeps all elements; nothing happens when they are there.
+
+        Args:
+            anew: they may have been tampered with.
+        """
+        if anew or not self.current():
             from subprocess import run
 
-            done = run(["nft", "-f", "-"], input=RULES, text=True, capture_output=True, check=False)
+            marked = RULES.replace(
+                "table inet transom {", f"table inet transom {{\n  set {_VERSION} {{ type mark; }}", 1
+            )
+            script = f"add table inet {TABLE}\nflush table inet {TABLE}\n{marked}"
+            done = run(["nft", "-f", "-"], input=script, text=True, capture_output=True, check=False)
             if done.returncode:
                 raise OSError(errno.EIO, (done.stderr.strip() or "nft failed").splitlines()[0])
 
@@ -189,6 +246,21 @@ class Firewall:
                     if owner.encode() in data:  # thousands of others are not taken apart
                         found += _parse(name, data)
         return [e for e in found if not owner or e.comment.split(" ")[:2] == words]
+
+    def get(self, elements: list[Element]) -> list[Element]:
+        """Return those elements that are there, whatever they hold now: looked up by key, however many there are."""
+        found = []
+        with Session(_NETFILTER) as session:
+            for element in elements:
+                body = _header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, element.set)
+                key = nested(1, nested(_KEY, attribute(_VALUE, element.key)))
+                try:
+                    answers = session.get(_NFTABLES | _GETSETELEM, body + nested(_LIST_ELEMENTS, key))
+                except FileNotFoundError:
+                    continue
+                for data in answers:
+                    found += _parse(element.set, data)
+        return found
 
     def change(self, *, add: list[Element], remove: list[Element]) -> None:
         """Make the change in one transaction.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from transom.contract.network import Port
 from transom.errors import ConfigError, Conflict, choices
-from transom_network_bridge.firewall import PROTOCOLS, Element, published
+from transom_network_bridge.firewall import PROTOCOLS
 
 _TRIES = 32
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_STREAM}
@@ -20,14 +20,12 @@ class Chooser:
     """Settles ports one after the other, as a context: what it chose stays bound until its end.
 
     Args:
-        taken: what is published already.
+        holder: says who has a port at an address, or at one that overlaps it; empty: nobody.
     """
 
-    def __init__(self, taken: Iterable[Element]) -> None:
-        self._holders: dict[tuple[str, int], dict[str, str]] = {}
-        for element in taken:
-            protocol, address, port = published(element)
-            self._holders.setdefault((protocol, port), {})[address] = _name(element.comment)
+    def __init__(self, holder: Callable[[str, str, int], str]) -> None:
+        self._holder = holder
+        self._chosen: dict[tuple[str, int], dict[str, str]] = {}
         self._bound = ExitStack()
 
     def __enter__(self) -> Chooser:
@@ -37,7 +35,7 @@ class Chooser:
         self._bound.close()
 
     def settle(self, port: Port, addresses: tuple[str, ...], name: str) -> list[Port]:
-        """Return the port at each of the addresses, the same one at all.
+        """Return the port at each of the addresses, the same one at all; none when there are none.
 
         Raises:
             Conflict: it is taken, or all of its range are.
@@ -48,11 +46,13 @@ class Chooser:
             raise ConfigError(f"no such protocol: {port.protocol!r}; ports are of {choices(PROTOCOLS)}")
         if not (1 <= port.container <= 65535 and 0 <= port.host <= last <= 65535):
             raise ConfigError(f"port {port.host}-{last}:{port.container} is off: ports are 1 to 65535, in order")
+        if not addresses:
+            return []
         reasons = {}
         for candidate in range(port.host, last + 1) if port.host else [0] * _TRIES:
             chosen, reason = self._try(port.protocol, addresses, candidate)
             if chosen:
-                self._holders.setdefault((port.protocol, chosen), {}).update(dict.fromkeys(addresses, name))
+                self._chosen.setdefault((port.protocol, chosen), {}).update(dict.fromkeys(addresses, name))
                 return [
                     Port(container=port.container, protocol=port.protocol, host=chosen, address=address)
                     for address in addresses
@@ -87,10 +87,10 @@ class Chooser:
         return port, ""
 
     def _held(self, protocol: str, address: str, port: int) -> str:
-        for other, holder in self._holders.get((protocol, port), {}).items():
+        for other, holder in self._chosen.get((protocol, port), {}).items():
             if _overlap(address, other):
                 return f"{holder} has it at {other}"
-        return ""
+        return self._holder(protocol, address, port)
 
 
 def _bind(protocol: str, address: str, port: int) -> socket.socket:
@@ -117,10 +117,3 @@ def _bind_port(protocol: str, address: str) -> int:
 
 def _overlap(one: str, other: str) -> bool:
     return one == other or ((":" in one) == (":" in other) and bool({one, other} & _WILDCARDS))
-
-
-def _name(comment: str) -> str:
-    """Name the holder from an element's comment, "endpoint ID NAME"."""
-    _, _, rest = comment.partition(" ")
-    identity, _, name = rest.partition(" ")
-    return name or f"endpoint {identity[:12]}"
