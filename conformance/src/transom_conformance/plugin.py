@@ -87,7 +87,7 @@ def _opened(suite: type[Suite]) -> Driver:
 
         from transom.drivers import Drivers
 
-        place = Path(tempfile.mkdtemp(prefix="transom-probe-"))
+        place = Path(tempfile.mkdtemp(prefix="transom-probe-", dir=suite.ground()))
         owner = os.getpid()
 
         def forget() -> None:

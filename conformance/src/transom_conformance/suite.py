@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,17 +37,28 @@ class Suite:
     options: ClassVar[dict[str, str]] = {}
     known_failures: ClassVar[dict[str, str]] = {}
 
+    @classmethod
+    def ground(cls) -> Path | None:
+        """Return the directory below which the driver can work, where any will not do (`transom_conformance.disks`)."""
+        return None
+
     @pytest.fixture
     def world(self, tmp_path: Path) -> Iterator[World]:
         """A directory of the case's own, cleaned up behind it; what leaks fails the case."""
-        world = World(path=tmp_path, kind=self.kind, driver=self.driver, options=self.options)
-        before = census(tmp_path)
+        from transom.services.trees import remove_tree
+
+        ground = self.ground()
+        path = Path(tempfile.mkdtemp(dir=ground)) if ground else tmp_path
+        world = World(path=path, kind=self.kind, driver=self.driver, options=self.options)
+        before = census(path)
         try:
             yield world
         finally:
             world.clean_up()
-        leaked = census(tmp_path) - before
+        leaked = census(path) - before
         assert not leaked, f"left behind: {', '.join(sorted(leaked))}"
+        if ground:
+            remove_tree(path)
 
 
 class World:

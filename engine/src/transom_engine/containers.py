@@ -207,9 +207,10 @@ class Containers:
         from transom_engine.layers import init_layer
 
         snapshots = self.engine.snapshots(container.driver)
-        size = container.host_config.storage_opt.get("size")
+        given = container.host_config.storage_opt.get("size")
+        size = parse_size(given) if given else snapshots.driver.container_size
         parent = init_layer(self.engine, image, snapshots)
-        snapshots.prepare(container.id, parent, size=parse_size(size) if size else None)
+        snapshots.prepare(container.id, parent, size=size)
         directory = self.engine.container_dir(container.id)
         os.makedirs(directory, mode=0o710)
         self.engine.volumes.provide(container)

@@ -12,9 +12,14 @@ from transom_conformance.suite import Suite, World
 
 
 class StorageCases(Suite):
-    """The layers that each case works on."""
+    """The layers that each case works on.
+
+    Attributes:
+        filesystem: the kind that the driver's root must be on, for cases that make a file system of their own.
+    """
 
     kind: ClassVar[str] = "storage"
+    filesystem: ClassVar[str] = "ext4"
 
     @pytest.fixture
     def layers(self, world: World) -> Iterator[Layers]:

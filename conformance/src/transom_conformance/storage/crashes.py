@@ -7,7 +7,9 @@ import io
 import os
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
@@ -16,7 +18,10 @@ import pytest
 
 from transom.contract.storage import State, Storage, StorageCapability
 from transom.errors import DriverError
+from transom.services.files import sync_filesystem
+from transom.services.mounts import privately, unmount
 from transom.services.snapshots import Snapshots
+from transom_conformance.disks import lacking
 from transom_conformance.faults import (
     SystemCall,
     calls_of,
@@ -118,6 +123,53 @@ class _Scene:
         if self._operation == "apply" and not done:  # half of a tar is there: nothing was said to be done
             return all(tree[name] == node for name, node in fresh.items() if name != b".")
         return tree == filled
+
+
+class _Disk:
+    """A file system in a file, as the root of a world, mounted where only the calling thread sees it."""
+
+    def __init__(self, world: World, kind: str) -> None:
+        if reason := lacking(kind):
+            pytest.skip(reason)
+        self._world, self._kind, self._home = world, kind, world.path
+        self._image, self._copied = self._home / "disk.img", self._home / "copy.img"
+        self._place = self._home / "disk"
+
+    def __enter__(self) -> _Disk:
+        self._place.mkdir(exist_ok=True)
+        with open(self._image, "wb") as file:
+            file.truncate(160 << 20)
+        subprocess.run([f"mkfs.{self._kind}", "-q", self._image], check=True, capture_output=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for image in (self._image, self._copied):
+            wait_for_detached(image)
+            image.unlink(missing_ok=True)
+
+    def copy(self) -> None:
+        """Keep what has reached the disk by now, as if the power went."""
+        subprocess.run(["cp", "--sparse=always", self._image, self._copied], check=True)
+
+    def using(self, function: Callable[[Layers], None], *, after_the_loss: bool = False) -> None:
+        """Call `function` with layers on the disk, or on what was left of it when it was copied."""
+
+        def run() -> None:
+            image = self._copied if after_the_loss else self._image
+            subprocess.run(["mount", "-o", "loop", "-t", self._kind, image, self._place], check=True)
+            try:
+                self._world.path = self._place
+                layers = Layers(self._world)
+                try:
+                    function(layers)
+                finally:
+                    layers.close()
+            finally:
+                self._world.path = self._home
+                unmount(str(self._place), detach=False)
+
+        privately(run)
+        wait_for_detached(self._copied if after_the_loss else self._image)
 
 
 def _timeless(tree: dict[bytes, Node]) -> dict[bytes, Node]:
@@ -315,102 +367,137 @@ class Crashes(StorageCases):
 
     def test_a_full_disk_is_survived(self, world: World) -> None:
         """52: what does not fit fails; everything is removable while it is full; then there is space again."""
-        from transom.services.mounts import mount, privately
-
         mebibyte = 1 << 20
-        small = world.path / "small"
-        small.mkdir()
 
         def fill(top: Path) -> None:
             with open(top / "large", "wb", buffering=0) as file:
-                for _ in range(64):
-                    if file.write(bytes(mebibyte)) != mebibyte:
+                for _ in range(256):
+                    if file.write(os.urandom(mebibyte)) != mebibyte:
                         file.write(b"x")
+                    os.fsync(file.fileno())
 
-        def run() -> bool:
-            mount("tmpfs", str(small), "tmpfs", data="size=24m")
-            world.path = small
-            layers = Layers(world)
+        def run(layers: Layers) -> None:
+            layers.committed("base", fill=put(a="1"))
+            layers.active("large", "base")
             try:
-                layers.committed("base", fill=put(a="1"))
-                layers.active("large", "base")
-                try:
-                    layers.inside("large", fill)
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
-                else:
-                    return False
-                base, large = (layers.snapshots.stat(key).id for key in ("base", "large"))
-                refused = []
-                try:
-                    layers.driver.prepare(id="f" * 20, parents=(base,), size=None, idmap=None)
-                except DriverError as error:
-                    refused.append(error.errno)
-                assert refused in ([], [errno.ENOSPC])
-                for id in ("f" * 20, large):
-                    layers.driver.remove(id=id)
-                layers.snapshots.remove("large")
-                layers.active("again", "base", lambda top: (top / "f").write_bytes(bytes(mebibyte)))
-                layers.snapshots.commit("again", "again")
-                assert layers.inside("again", names_in) == ["a", "f"]
-                layers.remove_all()
-            finally:
-                layers.close()
-            return True
+                layers.inside("large", fill)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            else:
+                pytest.skip("the driver does not keep its layers on the file system of its root")
+            base, large = (layers.snapshots.stat(key).id for key in ("base", "large"))
+            refused = []
+            try:
+                layers.driver.prepare(id="f" * 20, parents=(base,), size=None, idmap=None)
+            except DriverError as error:
+                refused.append(error.errno)
+            assert refused in ([], [errno.ENOSPC])
+            for id in ("f" * 20, large):
+                layers.driver.remove(id=id)
+            layers.snapshots.remove("large")
+            sync_filesystem(layers.driver.root)  # what is freed in the background is free now
+            layers.active("again", "base", lambda top: (top / "f").write_bytes(bytes(mebibyte)))
+            layers.snapshots.commit("again", "again")
+            assert layers.inside("again", names_in) == ["a", "f"]
+            layers.remove_all()
 
-        if not privately(run):
-            pytest.skip("the driver does not keep its layers on the file system of its root")
+        with _Disk(world, self.filesystem) as disk:
+            disk.using(run)
 
     def test_what_was_committed_survives_a_power_loss(self, world: World) -> None:
         """60: only what had reached the disk when commit returned is there afterwards, and it is whole."""
-        import shutil
-        import subprocess
+        trees = {}
 
-        from transom.services.mounts import privately, unmount
+        def run(layers: Layers) -> None:
+            layers.committed("base", fill=lambda top: scribble(top, 60))
+            layers.committed("child", "base", lambda top: scribble(top, 600))
+            layers.active("unfinished", "child", put(lost="1"))
+            trees.update({key: layers.tree(key) for key in ("base", "child")})
+            disk.copy()
 
-        if not shutil.which("mkfs.ext4") or not os.path.exists("/dev/loop-control"):
-            pytest.skip("needs mkfs.ext4 and loop devices")
-        disk, copy = world.path / "disk.img", world.path / "copy.img"
-        place = world.path / "disk"
-        place.mkdir()
-        with open(disk, "wb") as file:
-            file.truncate(128 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", disk], check=True)
-        home = world.path
+        def judge(layers: Layers) -> None:
+            layers.snapshots.recover()
+            lines = layers.snapshots.check()
+            assert all("unfinished" in line for line in lines), lines
+            assert {key: layers.tree(key) for key in trees} == trees
+            layers.remove_all()
 
-        def attach(image: Path) -> None:
-            subprocess.run(["mount", "-o", "loop", image, place], check=True)
+        with _Disk(world, self.filesystem) as disk:
+            disk.using(run)
+            disk.using(judge, after_the_loss=True)
 
-        def run() -> None:
-            attach(disk)
-            try:
-                world.path = place
-                layers = Layers(world)
-                layers.committed("base", fill=lambda top: scribble(top, 60))
-                layers.committed("child", "base", lambda top: scribble(top, 600))
-                layers.active("unfinished", "child", put(lost="1"))
-                trees = {key: layers.tree(key) for key in ("base", "child")}
-                shutil.copyfile(disk, copy)
-                layers.close()
-            finally:
-                unmount(str(place), detach=False)
-            attach(copy)
-            try:
-                layers = Layers(world)
+    def test_a_power_loss_at_any_system_call_leaves_what_was_reported(self, world: World) -> None:
+        """60: a commit is killed and the power goes, before ten of its calls; nothing half-made has a record."""
+        if reason := needs_strace():
+            pytest.skip(reason)
+        before: dict[bytes, Node] = {}
+
+        def commit() -> None:
+            snapshots = Snapshots(world.open())
+            snapshots.commit("child", "done")
+
+        def begin(layers: Layers) -> None:
+            layers.committed("base", fill=lambda top: scribble(top, 61, steps=20))
+            layers.active("child", "base", put(**{f"d__f{n}": str(n) * 5000 for n in range(8)}))
+            before.update(layers.tree("child"))
+            layers.close()
+
+        def list_calls(layers: Layers) -> None:
+            begin(layers)
+            calls.extend(sample(system_calls(commit, touching=[world.path]), 10, seed=60))
+
+        calls: list[SystemCall] = []
+        with _Disk(world, self.filesystem) as disk:
+            disk.using(list_calls)
+        for call in calls:
+
+            def lose(layers: Layers, call: SystemCall = call) -> None:
+                begin(layers)
+                killed_before(commit, call)
+                disk.copy()
+
+            def judge(layers: Layers, call: SystemCall = call) -> None:
                 layers.snapshots.recover()
-                lines = layers.snapshots.check()
-                assert all("unfinished" in line for line in lines), lines
-                assert {key: layers.tree(key) for key in trees} == trees
+                assert layers.snapshots.check() == [], call.text
+                found = {layer.key: layer.state for layer in layers.snapshots.walk()}
+                assert found.get("base") is State.COMMITTED, call.text
+                if "done" in found:
+                    assert layers.tree("done") == before, call.text
+                for key in found.keys() - {"base"}:
+                    layers.snapshots.remove(key)
                 layers.remove_all()
-                layers.close()
-            finally:
-                world.path = home
-                unmount(str(place), detach=False)
 
-        privately(run)
-        for image in (disk, copy):
-            wait_for_detached(image)
+            with _Disk(world, self.filesystem) as disk:
+                disk.using(lose)
+                disk.using(judge, after_the_loss=True)
+
+    def test_lost_records_make_layers_refused_not_removed(self, layers: Layers) -> None:
+        """63: with the database gone, nobody can say what is an orphan; the data stays until somebody decides."""
+        layers.committed("base", fill=put(precious="1"))
+        owned = layers.driver.owned()
+        layers.close()
+        home, kept = Path(f"{layers.driver.root}.layers"), layers.world.path / "kept"
+        kept.mkdir()
+        for path in home.glob("layers.db*"):
+            path.rename(kept / path.name)
+        again = Layers(layers.world)
+        try:
+            for attempt in (
+                again.snapshots.recover,
+                lambda: again.snapshots.stat("base"),
+                lambda: again.snapshots.prepare("new", None),
+            ):
+                with pytest.raises(DriverError, match="records of its layers are lost"):
+                    attempt()
+            assert again.driver.owned() == owned
+        finally:
+            again.close()
+        for path in home.glob("layers.db*"):
+            path.unlink()
+        for path in kept.iterdir():
+            path.rename(home / path.name)
+        assert layers.inside("base", names_in) == ["precious"]
 
     def test_a_layer_without_a_record_is_removed_and_strangers_are_left_alone(self, layers: Layers) -> None:
         """62."""

@@ -164,6 +164,10 @@ class Storage(Driver):
     max_depth: int = 128
     """How many ancestors a layer may have. Core refuses the next with `NotSupported` before any side effect."""
 
+    container_size: int | None = None
+    """The most bytes a container's layer may hold that does not say so itself, by the driver's options; core gives it
+    to `prepare` as `size`, for containers and not for layers of images."""
+
     @operation()
     @abstractmethod
     def prepare(self, id: str, parents: tuple[str, ...], size: int | None, idmap: IdMap | None) -> None:

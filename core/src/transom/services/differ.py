@@ -17,7 +17,7 @@ Entries = dict[bytes, os.stat_result]
 Inode = tuple[int, int]
 
 
-def compare(*, lower: str | None, upper: str) -> Iterator[Change]:
+def compare(*, lower: str | None, upper: str, only: frozenset[bytes] | None = None) -> Iterator[Change]:
     """List what changed from the tree `lower` to the tree `upper`, by the rules of `Storage.changes`.
 
     Sorted by path, bytewise, so that a directory comes before what it holds; everything is ADDED if `lower` is None.
@@ -32,6 +32,10 @@ def compare(*, lower: str | None, upper: str) -> Iterator[Change]:
     added, removed or changed (which alone moves the mtime). The root, the path ``b""``, never by its mtime. A
     directory where there was none is MODIFIED and `opaque` if something else was there, else ADDED.
 
+    Args:
+        only: the paths in `upper` of everything that can differ, a directory where names went or came included, and
+            every name of a file that has several. Nothing else is looked at. None when nobody knows.
+
     Raises:
         OSError: a tree cannot be read. What vanishes during the walk is listed as DELETED or MODIFIED.
     """
@@ -40,7 +44,7 @@ def compare(*, lower: str | None, upper: str) -> Iterator[Change]:
             found = _Comparison(new=new, old=new).additions()
         else:
             with Tree(lower) as old:
-                found = _Comparison(new=new, old=old).differences()
+                found = _Comparison(new=new, old=old, only=only).differences()
     return iter(sorted(found))
 
 
@@ -60,8 +64,9 @@ def _entries(tree: Tree, path: bytes) -> Entries:
 
 
 class _Comparison:
-    def __init__(self, *, new: Tree, old: Tree) -> None:
+    def __init__(self, *, new: Tree, old: Tree, only: frozenset[bytes] | None = None) -> None:
         self._new, self._old = new, old
+        self._only = only if only is None else only | {above for path in only for above in _above(path)}
         self._changes: dict[bytes, Change] = {}
         self._old_links: dict[bytes, Inode] = {}
         self._new_links: dict[bytes, Inode] = {}
@@ -76,6 +81,8 @@ class _Comparison:
         while todo:
             path, was, now = todo.pop()
             before, after = _entries(self._old, path), _entries(self._new, path)
+            if self._only is not None:
+                before, after = self._worth_looking(path, before, after)
             touched = before.keys() != after.keys()
             for name in before.keys() - after.keys():
                 self._note(join(path, name), ChangeKind.DELETED)
@@ -97,6 +104,16 @@ class _Comparison:
                 self._note(path, ChangeKind.MODIFIED)
         self._relink()
         return list(self._changes.values())
+
+    def _worth_looking(self, path: bytes, before: Entries, after: Entries) -> tuple[Entries, Entries]:
+        """Leave out the names that are what they were: the same inode, with nothing that can differ in or below it."""
+        same = {
+            name
+            for name, found in after.items()
+            if name in before and before[name].st_ino == found.st_ino and join(path, name) not in (self._only or ())
+        }
+        old, new = ({name: s for name, s in both.items() if name not in same} for both in (before, after))
+        return old, new
 
     def _note(self, path: bytes, kind: ChangeKind, *, opaque: bool = False) -> None:
         self._changes[path] = Change(path=path, kind=kind, opaque=opaque)
@@ -147,6 +164,12 @@ class _Comparison:
                 if not piece:
                     return True
         return False
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    while path:
+        path = path.rpartition(b"/")[0]
+        yield path
 
 
 def _facts(found: os.stat_result) -> tuple[int, ...]:

@@ -400,7 +400,21 @@ class Snapshots:
                 os.makedirs(self.driver.root, mode=0o711, exist_ok=True)
                 self._connection = database.connect(self._path, schema=_SCHEMA)
             self._connection.execute("PRAGMA foreign_keys = ON")
+            if not self._connection.execute("SELECT 1 FROM layer LIMIT 1").fetchone():
+                self._refuse_strangers()
         return self._connection
+
+    def _refuse_strangers(self) -> None:
+        """Without any record, what is on disk is not ours to judge: it may be all that is left of somebody's work."""
+        owned = self.driver.owned()
+        if not owned:
+            return
+        self.close()
+        raise DriverError(
+            "opening", driver=f"storage {self.driver.name}", subject=str(self.driver.root),
+            cause=f"it holds layers ({len(owned)}), but the records of its layers are lost",
+            hint=f"put {self._path} back from a backup, or move {self.driver.root} away to begin anew",
+        )  # fmt: skip
 
     def _layer(self, key: str) -> Layer | None:
         row = self._db().execute(f"{_SELECT} AND l.key = ?", (key,)).fetchone()
