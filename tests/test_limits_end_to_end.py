@@ -1,22 +1,24 @@
 """Limits as a container feels them, and as its record tells them."""
 
+import os
+import random
 import time
 
 import pytest
 
+from transom.contract.limits import LimitsCapability
 
-def events(world, action):
-    """Return the noted events of that name, oldest first."""
+
+def events(world, *actions):
+    """Return the noted events of those names, oldest first."""
     engine = world.transom.engine()
     try:
-        return [event for event in engine.state.events() if event.action == action]
+        return [event for event in engine.state.events() if event.action in actions]
     finally:
         engine.close()
 
 
 def seconds_of_cpu(pid):
-    import os
-
     with open(f"/proc/{pid}/stat") as file:
         fields = file.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -33,6 +35,39 @@ def test_a_container_that_eats_more_memory_than_it_may_is_killed_and_says_so(wor
     state = world.transom.inspect("box")["State"]
     assert (state["OOMKilled"], state["ExitCode"], state["Status"]) == (True, 137, "exited")
     assert [event.id for event in events(world, "oom")] == [world.transom.inspect("box")["Id"]]
+
+
+def test_each_kill_for_want_of_memory_is_told_by_record_events_and_list(world):
+    for number in range(15):
+        name = f"box{number}"
+        done = world.transom.call(
+            "run", "--name", name, "--network", "none", "-m", "12m", "--memory-swap", "12m", "busybox", *EAT.split()
+        )
+        assert done.code == 137
+        state = world.transom.inspect(name)["State"]
+        assert (state["OOMKilled"], state["ExitCode"]) == (True, 137)
+        id = world.transom.inspect(name)["Id"]
+        assert [event.action for event in events(world, "oom", "die") if event.id == id] == ["oom", "die"]
+    shown = world.transom("ps", "-a", "--format", "{{.Names}} {{.Status}}").splitlines()
+    assert sorted(line.split(" ")[0] for line in shown if " Exited (137) " in line) == sorted(
+        f"box{number}" for number in range(15)
+    )
+
+
+def test_a_kill_of_another_than_the_first_process_is_told_while_the_container_runs(world):
+    script = f"for n in 1 2 3; do {EAT}; done; echo on; sleep 1000"
+    world.transom.detached(
+        "--name", "box", "-m", "20m", "--memory-swap", "20m", command=("sh", "-c", f"trap 'exit 3' TERM; {script}")
+    )
+    world.transom.wait_until(lambda: world.transom.inspect("box")["State"]["OOMKilled"], seconds=30)
+    world.transom.wait_until(lambda: "on" in world.transom("logs", "box"), seconds=30)
+    world.transom.wait_until(lambda: len(events(world, "oom")) == 3, seconds=30)
+    assert world.listed() == {"box": "running"}
+    world.transom("kill", "box")
+    assert world.transom.inspect("box")["State"]["OOMKilled"] is True
+    assert len(events(world, "oom")) == 3
+    world.transom("start", "box")
+    world.transom("rm", "-f", "box")
 
 
 def test_a_container_within_its_memory_is_not_killed(world):
@@ -106,3 +141,79 @@ def test_a_paused_container_can_be_ended(world, end):
     world.transom(*end, "box")
     assert time.monotonic() - begin < 5
     assert world.listed() == ({} if end[0] == "rm" else {"box": "exited"})
+
+
+STRAYS = """
+marker=$1
+sleep $marker &
+(sleep $marker & exit 0)
+setsid sleep $marker &
+setsid sh -c "setsid sleep $marker & exit 0" &
+nohup sh -c "sleep $marker & exec sleep $marker" >/dev/null 2>&1 &
+for group in $(find /groups -name cgroup.procs -path "*/$(hostname)*" | sed 's/.cgroup.procs//'); do
+    mkdir -p $group/own/deeper
+    for file in cpuset.cpus cpuset.mems; do
+        [ ! -e $group/$file ] || { cat $group/$file > $group/own/$file; cat $group/$file > $group/own/deeper/$file; }
+    done
+    sh -c "echo 0 > $group/own/deeper/cgroup.procs; exec sleep $marker" &
+done
+echo ready
+exec sleep $marker
+"""
+
+
+@pytest.mark.parametrize("end", [("stop", "-t", "0"), ("kill",), ("rm", "-f")], ids=lambda words: words[0])
+def test_nothing_is_left_though_a_container_forks_away_and_makes_groups_of_its_own(world, end):
+    marker = str(random.randrange(10**8, 10**9))
+    world.transom.detached(
+        "--name", "box", "--privileged", "-v", "/sys/fs/cgroup:/groups", command=("sh", "-c", STRAYS, "sh", marker)
+    )
+    id = world.transom.inspect("box")["Id"]
+    world.transom.wait_until(lambda: "ready" in world.transom("logs", "box"), seconds=30)
+    world.transom.wait_until(lambda: any("/own/deeper" in path for path in groups_of(id)), seconds=30)
+    assert len(sleepers(marker)) >= 6
+    world.transom(*end, "box")
+    assert sleepers(marker) == []
+    assert groups_of(id) == []
+
+
+def sleepers(marker):
+    """Return the pids of processes, zombies not counted, that sleep for so long."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                if entry.isdecimal() and file.read() == f"sleep\0{marker}\0".encode():
+                    found.append(int(entry))
+        except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+            continue
+    return found
+
+
+def groups_of(id):
+    """Return the directories of a container's groups and of those nested in them."""
+    return [path for path, _, _ in os.walk("/sys/fs/cgroup") if id in path]
+
+
+def test_writes_that_are_not_limited_are_said_where_they_are_not(world):
+    done = world.transom.call(
+        "create", "--network", "none", "--device-write-bps", f"{block_device()}:1mb", "busybox", "true"
+    )
+    engine = world.transom.engine()
+    try:
+        limits = engine.limits()
+        if LimitsCapability.IO_MAX not in limits.capabilities:
+            pytest.skip("the limits driver of this host does not limit I/O")
+        buffered = LimitsCapability.IO_BUFFERED in limits.capabilities
+    finally:
+        engine.close()
+    text = "device-write limits hold for direct and synchronous I/O only: cgroup1 cannot limit buffered writes"
+    assert (text in done.err) is not buffered
+
+
+def block_device():
+    """Return the path or numbers of some block device."""
+    for name in sorted(os.listdir("/sys/block")):
+        if os.path.exists(f"/dev/{name}"):
+            return f"/dev/{name}"
+    pytest.skip("this host has no block device")

@@ -13,6 +13,7 @@ from transom.errors import ConfigError
 from transom.services.options import write_size
 from transom.services.resources import (
     check,
+    check_cpus,
     device_numbers,
     from_cpus,
     parse_list,
@@ -48,14 +49,6 @@ REFUSED = [
     (
         Resources(cpu_quota=999),
         "cpu-quota 999 us is below the minimum of 1000 us, 0.01 CPU of the usual period; -1 is no limit",
-    ),
-    (
-        Resources(cpu_period=100_000, cpu_quota=200_001),
-        "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available, not 2.00001",
-    ),
-    (
-        Resources(cpu_quota=250_000),
-        "range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available, not 2.5",
     ),
     (Resources(cpu_rt_period=-1), "cpu-rt-period -1 is negative: use microseconds"),
     (
@@ -178,3 +171,15 @@ def test_an_absent_device_is_refused_with_what_may_be_written_instead() -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0"), (1000, "1000"), (4096, "4k"), (3 << 30, "3g"), (1536, "1536")])
 def test_sizes_are_written_as_users_write_them(count: int, text: str) -> None:
     assert write_size(count) == text
+
+
+@pytest.mark.parametrize(("nano", "said"), [(2_000_000_001, "2"), (2_500_000_000, "2.5"), (-1, "-1e-09")])
+def test_more_cpus_than_there_are_are_refused(nano: int, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_cpus(nano, cpus=2)
+    assert str(caught.value) == (f"range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available, not {said}")
+    check_cpus(2_000_000_000, cpus=2)
+
+
+def test_a_quota_above_all_cpus_is_accepted_as_docker_does() -> None:
+    assert check(Resources(cpu_period=100_000, cpu_quota=900_000), cpus=2) == []

@@ -13,8 +13,6 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError
 from transom.services.files import Lock
 from transom_engine import logplan, wire
@@ -436,13 +434,12 @@ class Containers:
             ConfigError: values that no host accepts; nothing is changed.
             DriverError: the kernel refused, or a log cannot be opened in the new way; nothing is changed.
         """
-        from transom.services.resources import check
-        from transom_engine.resources import resources_of
+        from transom_engine.resources import check, resources_of, updated, without_effect
 
         container = self.get(reference)
         with self.engine.lock(container.id):
             before, runs = container.host_config, container.state.status in RUNNING
-            container.host_config = changed = msgspec.structs.replace(before, **changes)
+            container.host_config = changed = updated(before, changes)
             if changed.auto_remove and changed.restart_policy.name != "no":
                 raise ConfigError(
                     "restart policy cannot be updated because AutoRemove (--rm) is enabled for the container"
@@ -450,22 +447,24 @@ class Containers:
             if log_opts:
                 logplan.change(self.engine, container, log_opts)
                 changed = container.host_config
-            resources = resources_of(changed)
-            warnings = check(resources, cpus=os.cpu_count() or 1)
             limits = self.engine.limits(container.limits_driver)
-            refused = limits.unsupported_resources(resources=resources)
-            if runs and changes.keys() - {"restart_policy"}:
-                limits.update(id=container.id, resources=resources)
-            self._record_config(container.id, changed)
-            if runs and log_opts:
-                try:
+            known = without_effect(before, limits)  # said when it was made
+            warnings = [text for text in check(changed, limits) if text not in known]
+            limited = runs and bool(changes.keys() - {"restart_policy"})
+            if limited:
+                limits.update(id=container.id, resources=resources_of(changed))
+            try:
+                self._record_config(container.id, changed)
+                if runs and log_opts:
                     self.order_logs(container, "reopen")
-                except TransomError:
-                    self._record_config(container.id, before)
-                    raise
+            except BaseException:
+                if limited:
+                    limits.update(id=container.id, resources=resources_of(before))
+                self._record_config(container.id, before)
+                raise
             with self.engine.state.changing(container.id) as record:
                 self.event("update", record)
-        return warnings + [f"{field} has no effect: {reason}" for field, reason in refused.items()]
+        return warnings
 
     def _record_config(self, id: str, config: HostConfig) -> None:
         with self.engine.state.changing(id) as record:

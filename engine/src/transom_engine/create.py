@@ -12,7 +12,8 @@ from transom.errors import ConfigError
 from transom_engine import logplan
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings
 from transom_engine.networks import DEFAULT
-from transom_engine.resources import resources_of
+from transom_engine.resources import check as check_limits
+from transom_engine.resources import usual_swap
 from transom_engine.supervisor import now
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def prepare(
     endpoints: Mapping[str, EndpointSettings],
 ) -> tuple[Container, list[str]]:
     """Make the record of a new container; nothing is written. See `Containers.create`."""
-    from transom.services.resources import check as check_resources
     from transom_engine.bundle import default_ulimits
     from transom_engine.oci.spec import check
 
@@ -66,7 +66,7 @@ def prepare(
     if not merged.hostname:
         shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
         merged.hostname = os.uname().nodename if shares else container.id[:12]
-    resources = resources_of(host)
+    host.memory_swap = host.memory_swap or usual_swap(host.memory)
     warnings = check(
         container=container,
         default_ulimits=default_ulimits(engine.config),
@@ -74,10 +74,7 @@ def prepare(
         init_path=engine.config.init_path,
         no_new_privileges=engine.config.no_new_privileges,
     )
-    warnings += check_resources(resources, cpus=os.cpu_count() or 1)
-    refused = engine.limits(limits_driver).unsupported_resources(resources=resources)
-    warnings += [f"{field} has no effect: {reason}" for field, reason in refused.items()]
-    return container, warnings
+    return container, warnings + check_limits(host, engine.limits(limits_driver))
 
 
 def merge(config: Config, image: Config) -> Config:

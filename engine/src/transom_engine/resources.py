@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from transom.contract.limits import Resources, Throttle, Weight
+import msgspec
+
+from transom.contract.limits import Limits, Resources, Throttle, Weight
+from transom.contract.limits import LimitsCapability as Has
+from transom.errors import ConfigError
+from transom.services.options import write_size
 from transom_engine.model import HostConfig, ThrottleDevice
 from transom_engine.oci.devices import rules
 
@@ -14,9 +19,7 @@ def resources_of(host: HostConfig) -> Resources:
     from transom.services.resources import from_cpus
 
     period, quota = from_cpus(nano=host.nano_cpus) if host.nano_cpus else (host.cpu_period, host.cpu_quota)
-    swap = host.memory_swap
-    if host.memory and not swap:
-        swap = host.memory * 2  # Docker's default: as much swap as memory
+    swap = host.memory_swap or usual_swap(host.memory)
     return Resources(
         memory=host.memory or None,
         memory_swap=swap or None,
@@ -26,12 +29,12 @@ def resources_of(host: HostConfig) -> Resources:
         oom_kill_disable=host.oom_kill_disable or None,
         cpu_shares=host.cpu_shares or None,
         cpu_period=period or None,
-        cpu_quota=quota or None,
+        cpu_quota=max(quota, -1) or None,  # Docker takes any negative number for none
         cpu_rt_period=host.cpu_realtime_period or None,
         cpu_rt_runtime=host.cpu_realtime_runtime or None,
         cpuset_cpus=host.cpuset_cpus or None,
         cpuset_mems=host.cpuset_mems or None,
-        pids=host.pids_limit or None,
+        pids=None if host.pids_limit is None else host.pids_limit if host.pids_limit > 0 else -1,
         blkio_weight=host.blkio_weight or None,
         blkio_weight_devices=tuple(Weight(device=d.path, weight=d.weight) for d in host.blkio_weight_device),
         device_read_bps=_throttles(host.blkio_device_read_bps),
@@ -40,6 +43,67 @@ def resources_of(host: HostConfig) -> Resources:
         device_write_iops=_throttles(host.blkio_device_write_iops),
         devices=None if host.privileged else rules(host_config=host),
     )
+
+
+def usual_swap(memory: int) -> int:
+    """Return memory-swap where only memory was given, as Docker has it: as much swap as memory."""
+    return memory * 2
+
+
+def check(host: HostConfig, limits: Limits) -> list[str]:
+    """Refuse limits that no host accepts; return warnings, a line each, about what will not act as it was meant.
+
+    Raises:
+        ConfigError: the first value that is out of range or contradicts another.
+    """
+    import os
+
+    from transom.services import resources as services
+
+    cpus = os.cpu_count() or 1
+    for other, value in (("--cpu-period", host.cpu_period), ("--cpu-quota", host.cpu_quota)):
+        if host.nano_cpus and value:
+            raise ConfigError(f"conflicting options: --cpus and {other} cannot both be set, --cpus is both at once")
+    services.check_cpus(nano=host.nano_cpus, cpus=cpus)
+    return services.check(resources_of(host), cpus=cpus) + without_effect(host, limits)
+
+
+def without_effect(host: HostConfig, limits: Limits) -> list[str]:
+    """Say, a line each, what was asked for and does not act as it was meant on this host."""
+    resources = resources_of(host)
+    refused = limits.unsupported_resources(resources=resources)
+    found = [f"{field.replace('_', '-')} has no effect: {reason}" for field, reason in refused.items()]
+    writes = resources.device_write_bps or resources.device_write_iops
+    if writes and Has.IO_MAX in limits.capabilities and Has.IO_BUFFERED not in limits.capabilities:
+        found.append(
+            f"device-write limits hold for direct and synchronous I/O only: {limits.name} cannot limit buffered writes"
+        )
+    return found
+
+
+def updated(host: HostConfig, changes: Mapping[str, object]) -> HostConfig:
+    """Return limits with changes to a container, fields by name, in force.
+
+    Raises:
+        ConfigError: they contradict what the container has, by Docker's rules.
+    """
+    asked = msgspec.structs.replace(HostConfig(), **changes)
+    if asked.nano_cpus and (host.cpu_period or host.cpu_quota):
+        had = "--cpu-period" if host.cpu_period else "--cpu-quota"
+        raise ConfigError(f"conflicting options: --cpus cannot be updated, as {had} has been set already; update that")
+    if host.nano_cpus and (asked.cpu_period or asked.cpu_quota):
+        given = "--cpu-period" if asked.cpu_period else "--cpu-quota"
+        raise ConfigError(
+            f"conflicting options: {given} cannot be updated, as --cpus has been set already; update that"
+        )
+    if asked.memory and not asked.memory_swap and 0 < host.memory_swap < asked.memory:
+        raise ConfigError(
+            f"the memory limit {write_size(asked.memory)} is above the memory-swap {write_size(host.memory_swap)} "
+            "that the container has: give --memory-swap at the same time"
+        )
+    changed = msgspec.structs.replace(host, **changes)
+    changed.memory_swap = changed.memory_swap or usual_swap(changed.memory)
+    return changed
 
 
 def _throttles(devices: Iterable[ThrottleDevice]) -> tuple[Throttle, ...]:

@@ -210,6 +210,7 @@ class Supervisor:
         self.undo: list[Callable[[], object]] = []
         self.join: Sequence[str] = ()
         self.watch: Watch | None = None
+        self.oom_kills = 0
         self.resolver: Resolver | None = None
         self.watchers: Watchers | None = None
         self.netns = -1
@@ -332,7 +333,7 @@ class Supervisor:
         self.undo.append(lambda: (limits.kill(id=self.id), limits.remove(id=self.id)))
         self.join = limits.create(id=self.id, resources=resources_of(container.host_config))
         if LimitsCapability.OOM_EVENTS in limits.capabilities:
-            self.watch = limits.watch(id=self.id)
+            self.watch, self.oom_kills = limits.watch(id=self.id), 0
             self.undo.append(self.watch.close)
 
     def _join_networks(self, container: Container) -> str | None:
@@ -671,9 +672,17 @@ class Supervisor:
 
     def _on_limit_event(self, _events: int) -> None:
         assert self.watch is not None
-        for event in self.watch.read():
-            if event is LimitEvent.OOM:
-                self._event("oom", self.engine.state.container(self.id))
+        self._note_oom(sum(event is LimitEvent.OOM for event in self.watch.read()))
+
+    def _note_oom(self, kills: int) -> None:
+        """Tell of processes that were killed for want of memory, as they are and not only when the container ends."""
+        if kills <= 0:
+            return
+        self.oom_kills += kills
+        with self.engine.state.changing(self.id) as container:
+            container.state.oom_killed = True
+            for _ in range(kills):
+                self._event("oom", container)
 
     def _on_output(self, process: Process, fd: int) -> None:
         data = read(fd)
@@ -896,7 +905,8 @@ class Supervisor:
             rest = splitter.finish()
             for feed in self.feeds if rest else ():
                 feed.put(rest)
-        oom_killed = self._was_oom_killed()
+        self._note_oom(self._counted_oom_kills() - self.oom_kills)
+        oom_killed, self.oom_kills = self.oom_kills > 0, 0
         self.clear()
         process.close()
         self.kill_at = 0.0
@@ -913,12 +923,13 @@ class Supervisor:
             self._event("die", container, exitCode=str(state.exit_code))
         return container
 
-    def _was_oom_killed(self) -> bool:
+    def _counted_oom_kills(self) -> int:
+        """Return the kernel's own count: the end can be noticed before the event, which some kernels never send."""
         try:
             limits = self.engine.limits(self.engine.state.container(self.id).limits_driver)
-            return bool(limits.stats(id=self.id).oom_kills)
+            return limits.stats(id=self.id).oom_kills or 0
         except TransomError:
-            return False
+            return 0
 
     def clear(self) -> None:
         """Undo the run, the last step first; what fails is said and does not keep the rest from being undone."""

@@ -51,3 +51,58 @@ def test_update_refuses_a_restart_policy_for_what_is_removed_when_it_ends(transo
     assert transom.fails("update", "--restart", "always", name, code=1) == (
         "restart policy cannot be updated because AutoRemove (--rm) is enabled for the container"
     )
+
+
+def test_cpus_and_a_quota_exclude_each_other_in_run_and_in_update(transom):
+    assert transom.fails("run", "--cpus", "1", "--cpu-quota", "50000", "busybox", code=125) == (
+        "conflicting options: --cpus and --cpu-quota cannot both be set, --cpus is both at once"
+    )
+    assert transom.fails("create", "--cpus", "1", "--cpu-period", "50000", "busybox", code=125) == (
+        "conflicting options: --cpus and --cpu-period cannot both be set, --cpus is both at once"
+    )
+    by_cpus = transom("create", "--network", "none", "--cpus", "1", "busybox")
+    by_quota = transom("create", "--network", "none", "--cpu-quota", "50000", "busybox")
+    assert transom.fails("update", "--cpu-quota", "20000", by_cpus, code=1) == (
+        "conflicting options: --cpu-quota cannot be updated, as --cpus has been set already; update that"
+    )
+    assert transom.fails("update", "--cpus", "0.5", by_quota, code=1) == (
+        "conflicting options: --cpus cannot be updated, as --cpu-quota has been set already; update that"
+    )
+    assert transom.inspect(by_quota)["HostConfig"]["NanoCpus"] == 0
+
+
+def test_more_cpus_than_there_are_are_refused_and_a_higher_quota_is_not(transom):
+    from os import cpu_count
+
+    known = f"range of CPUs is from 0.01 to {cpu_count()}.00, as there are only {cpu_count()} CPUs available, not 4096"
+    assert transom.fails("create", "--cpus", "4096", "busybox", code=125) == known
+    name = transom.detached("--cpu-quota", "409600000")
+    assert transom.inspect(name)["HostConfig"]["CpuQuota"] == 409_600_000
+
+
+def test_memory_is_not_raised_above_the_swap_that_came_with_it(transom):
+    name = transom.detached("-m", "64m")
+    assert transom.inspect(name)["HostConfig"]["MemorySwap"] == 128 << 20
+    assert transom.fails("update", "-m", "200m", name, code=1) == (
+        "the memory limit 200m is above the memory-swap 128m that the container has: "
+        "give --memory-swap at the same time"
+    )
+    transom("update", "-m", "200m", "--memory-swap", "300m", name)
+    assert "/ 200MiB" in transom("stats", "--no-stream", name)
+
+
+def test_a_pids_limit_of_zero_lifts_the_one_before(transom):
+    name = transom.detached("--pids-limit", "5")
+    script = "for i in 1 2 3 4 5 6 7 8; do sleep 9 & done; echo all"
+    assert "can't fork" in transom.call("exec", name, "sh", "-c", script).err
+    transom("update", "--pids-limit", "0", name)
+    assert transom("exec", name, "sh", "-c", script) == "all"
+
+
+def test_what_has_no_effect_is_said_once(transom):
+    done = transom.call("create", "--network", "none", "--kernel-memory", "64m", "-m", "64m", "busybox", "true")
+    lines = [line for line in done.err.splitlines() if "kernel-memory has no effect: " in line]
+    assert len(lines) == 1
+    name = done.out.strip()
+    assert "kernel-memory" not in transom.call("start", name).err
+    assert "kernel-memory" not in transom.call("update", "-m", "32m", name).err

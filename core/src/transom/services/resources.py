@@ -29,7 +29,7 @@ def check(resources: Resources, *, cpus: int) -> list[str]:
         ConfigError: the first value that is out of range or contradicts another.
     """
     _check_memory(resources)
-    _check_cpu(resources, cpus)
+    _check_cpu(resources)
     if resources.cpuset_cpus is not None:
         _check_list("cpuset-cpus", resources.cpuset_cpus, _online("cpu", otherwise=cpus), "CPUs")
     if resources.cpuset_mems is not None:  # without NUMA there is one node
@@ -66,17 +66,12 @@ def _enough(what: str, value: int | None) -> None:
         raise ConfigError(f"{what} {write_size(value)} is below the minimum of 6 MB")
 
 
-def _check_cpu(r: Resources, cpus: int) -> None:
+def _check_cpu(r: Resources) -> None:
     _range("cpu-shares", r.cpu_shares, 2, 262144)
     _range("cpu-period", r.cpu_period, 1000, 1_000_000, "us")
-    if r.cpu_quota is not None and r.cpu_quota != -1:
-        period = r.cpu_period or PERIOD
-        if r.cpu_quota < 1000:
-            least = "the minimum of 1000 us, 0.01 CPU of the usual period"
-            raise ConfigError(f"cpu-quota {r.cpu_quota} us is below {least}; -1 is no limit")
-        if r.cpu_quota > cpus * period:
-            known = f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
-            raise ConfigError(f"{known}, not {r.cpu_quota / period:g}")
+    if r.cpu_quota is not None and r.cpu_quota != -1 and r.cpu_quota < 1000:
+        least = "the minimum of 1000 us, 0.01 CPU of the usual period"
+        raise ConfigError(f"cpu-quota {r.cpu_quota} us is below {least}; -1 is no limit")
     for name, value in (("cpu-rt-period", r.cpu_rt_period), ("cpu-rt-runtime", r.cpu_rt_runtime)):
         if value is not None and value < 0:
             raise ConfigError(f"{name} {value} is negative: use microseconds")
@@ -116,6 +111,17 @@ def _range(name: str, value: int | None, low: int, high: int, unit: str = "") ->
     if value is not None and not low <= value <= high:
         unit = f" {unit}" if unit else ""
         raise ConfigError(f"{name} {value}{unit} is out of range: use {low} to {high}{unit}")
+
+
+def check_cpus(nano: int, *, cpus: int) -> None:
+    """Refuse more CPUs, in billionths, than this host has, as Docker does. A quota may be higher: it limits nothing.
+
+    Raises:
+        ConfigError: out of range.
+    """
+    if not 0 <= nano <= cpus * 1_000_000_000:
+        known = f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+        raise ConfigError(f"{known}, not {nano / 1_000_000_000:g}")
 
 
 def from_cpus(nano: int) -> tuple[int, int]:
