@@ -48,7 +48,7 @@ run --storage-driver overlay busybox true
 run --log-driver jsonfile busybox true
     125 no logging driver 'jsonfile' (did you mean json-file?); installed: LOGGING; a driver comes with a distribution such as transom-logging-jsonfile
 --limits-driver cgroup3 run --network none busybox true
-    125 no limits driver 'cgroup3' (did you mean cgroup1?); installed: LIMITS; a driver comes with a distribution such as transom-limits-cgroup3
+    125 no limits driver 'cgroup3' (did you mean cgroup2?); installed: LIMITS; a driver comes with a distribution such as transom-limits-cgroup3
 network create -d brigde n
     125 no network driver 'brigde' (did you mean bridge?); installed: NETWORK; a driver comes with a distribution such as transom-network-brigde
 network create -d host n
