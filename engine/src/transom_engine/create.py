@@ -45,6 +45,7 @@ def prepare(
     host.network_mode = DEFAULT if host.network_mode in {"", "default"} else host.network_mode
     host.ipc_mode = host.ipc_mode or engine.config.default_ipc_mode
     host.shm_size = host.shm_size or engine.config.default_shm_size
+    host.memory_swap = host.memory_swap or usual_swap(host.memory)
     host.cgroupns_mode = host.cgroupns_mode or engine.config.default_cgroupns_mode
     _check_words(engine, merged, host)
     limits_driver = engine.default_driver("limits")
@@ -66,7 +67,6 @@ def prepare(
     if not merged.hostname:
         shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
         merged.hostname = os.uname().nodename if shares else container.id[:12]
-    host.memory_swap = host.memory_swap or usual_swap(host.memory)
     warnings = check(
         container=container,
         default_ulimits=default_ulimits(engine.config),
