@@ -62,7 +62,7 @@ run --log-opt mode=async busybox true
 run --log-opt max-buffer-size=1m busybox true
     125 logging driver json-file (from --log-opt): max-buffer-size option is only supported with 'mode=non-blocking'
 run --log-opt max-size=1x busybox true
-    125 logging driver json-file: max-size='1x' (from --log-opt): expected a size such as 10m
+    125 logging driver json-file: max-size='1x' (from --log-opt): expected a size such as 10m, or -1
 run --storage-opt sze=1G busybox true
     125 --storage-opt sze: a container's only storage option is size, such as size=10G
 network create --subnet 10.0.0.0/33 n

@@ -77,7 +77,7 @@ def test_inspect_tells_options_with_types_defaults_and_words(empty_transom):
     assert (facts["Api"], facts["Usable"]) == (1, True)
     assert "read" in facts["Capabilities"]
     option = next(option for option in facts["Options"] if option["Name"] == "max-file")
-    assert (option["Default"], option["Type"]) == ("1", "a whole number, at least 1")
+    assert (option["Default"], option["Type"]) == ("", "a whole number, at least 1")
     assert option["Description"]
     assert all(option["Description"] for option in facts["Options"])
 

@@ -37,7 +37,7 @@ def test_update_says_what_is_wrong_and_changes_nothing(transom):
         "--memory 'lots': invalid size; expected a size such as 512m or 2g"
     )
     assert transom.fails("update", "--log-opt", "max-size=lots", name, code=1) == (
-        "logging driver json-file: max-size='lots' (from --log-opt): expected a size such as 10m"
+        "logging driver json-file: max-size='lots' (from --log-opt): expected a size such as 10m, or -1"
     )
     assert transom.fails("update", "--restart", "no", "nosuch", code=1) == (
         "no such container: nosuch; `transom ps -a` lists those here"

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
@@ -33,6 +35,15 @@ def sync_filesystem(path: str | os.PathLike[str]) -> None:
 
     with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
         syncfs(fd)
+
+
+def write_back(fd: int, offset: int, length: int) -> None:
+    """Have the kernel begin to write a part of a file to the disk; waits for nothing (sync_file_range(2))."""
+    import ctypes
+
+    range_of = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if range_of is not None:  # musl and others may lack it: it is a favour to later syncs only
+        range_of(fd, ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:

@@ -11,10 +11,10 @@ field's standard names with ``rename="kebab"`` or ``msgspec.field(name="overlay2
         mode: Literal["blocking", "non-blocking"] = "blocking"
         env: tuple[str, ...] = ()
 
-What can be a field: `str`, `int`, `float`, `bool`, `Size`, `DecimalSize`, `Duration`, `Literal`, an enum, a list,
-tuple or set of any of these (separated by commas), a class that is made from one text (`ipaddress.IPv4Address`),
-and each of them with ``| None``; bounds by `msgspec.Meta`. A rule across fields goes into ``__post_init__`` and
-raises `ValueError` with what is allowed.
+What can be a field: `str`, `int`, `float`, `bool`, `Size`, `DecimalSize`, `DecimalBound`, `Duration`, `Literal`, an
+enum, a list, tuple or set of any of these (separated by commas), a class that is made from one text
+(`ipaddress.IPv4Address`), and each of them with ``| None``; bounds by `msgspec.Meta`. A rule across fields goes into
+``__post_init__`` and raises `ValueError` with what is allowed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ Size = Annotated[int, msgspec.Meta(extra={"transom": "size"})]
 
 DecimalSize = Annotated[int, msgspec.Meta(extra={"transom": "decimal-size"})]
 """Bytes; the user writes "10m" with decimal units, 1k = 1000 (go-units' FromHumanSize), as json-file's max-size."""
+
+DecimalBound = Annotated[int, msgspec.Meta(extra={"transom": "decimal-bound"})]
+"""As `DecimalSize`, or -1 for no bound."""
 
 Duration = Annotated[float, msgspec.Meta(extra={"transom": "duration"})]
 """Seconds; the user writes "1m30s" (the syntax of Go's time.ParseDuration)."""
@@ -124,6 +127,10 @@ _FIRST_SIGHT = threading.Lock()
 """msgspec crashes when two threads meet a type for the first time at once; `rm` of several opens drivers in threads."""
 
 
+def _bound(text: str) -> int:
+    return -1 if text == "-1" else parse_size(text, unit=1000)
+
+
 def parse(hint: Any, text: str) -> Any:
     """Return the value of the type `hint`, annotations included, that a user wrote as `text`.
 
@@ -144,6 +151,7 @@ def parse(hint: Any, text: str) -> Any:
 _UNITS: dict[str, tuple[Callable[[str], Any], str]] = {
     "size": (parse_size, "a size such as 10m"),
     "decimal-size": (partial(parse_size, unit=1000), "a size such as 10m"),
+    "decimal-bound": (_bound, "a size such as 10m, or -1"),
     "duration": (_seconds, "a duration such as 10s"),
 }
 
@@ -235,8 +243,8 @@ def _write(kind: inspect.Type, value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    if unit.endswith("size"):
-        return write_size(value, unit=1024 if unit == "size" else 1000)
+    if unit.endswith(("size", "bound")):
+        return str(value) if value < 0 else write_size(value, unit=1024 if unit == "size" else 1000)
     if unit == "duration":
         return f"{value:g}s"
     item = getattr(core, "item_type", None)  # of a collection

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from transom.contract.logging import Chunk, LogContainer, Query, Stream
 from transom.errors import ConfigError, DriverError
+from transom.services.logfiles.lock import Holder, holder
 from transom.services.options import convert
 from transom_conformance.suite import in_child
 from transom_logging_json_file import JsonFile
-from transom_logging_json_file.lock import Holder, holder
 from transom_logging_json_file.records import nanoseconds
-from transom_logging_json_file.writer import escape, stamp
+from transom_logging_json_file.writing import escape, stamp
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 AT = 1_795_462_080_072_535_290
@@ -287,9 +287,9 @@ def test_a_wrong_regular_expression_is_refused_at_check(tmp_path, option):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"max-size": "0"}, "(from --log-opt): max-size must be a positive number"),
-        ({"max-size": "abc"}, ": max-size='abc' (from --log-opt): expected a size such as 10m"),
-        ({"max-size": "-1"}, ": max-size='-1' (from --log-opt): expected a size such as 10m"),
+        ({"max-size": "0"}, "(from --log-opt): max-size must be a positive number, or -1 for no bound"),
+        ({"max-size": "abc"}, ": max-size='abc' (from --log-opt): expected a size such as 10m, or -1"),
+        ({"max-size": "-2"}, ": max-size='-2' (from --log-opt): expected a size such as 10m, or -1"),
         ({"max-file": "0"}, ": max-file='0' (from --log-opt): expected a whole number, at least 1"),
         ({"max-file": "x"}, ": max-file='x' (from --log-opt): expected a whole number, at least 1"),
         (
@@ -314,9 +314,11 @@ def test_a_wrong_option_is_refused_by_name(options, reason):
     assert str(caught.value).removeprefix("logging driver json-file").lstrip() == reason
 
 
-def test_sizes_are_decimal_and_the_log_is_unbounded_by_default():
-    assert driver(max_size="10m").options.max_size == 10_000_000
-    assert driver().options.max_size is None
+def test_sizes_are_decimal_and_the_log_is_bounded_unless_said_otherwise():
+    assert driver(max_size="10m").bounds() == (10_000_000, 1, False)
+    assert driver(max_size="10m", max_file="3", compress="true").bounds() == (10_000_000, 3, True)
+    assert driver().bounds() == (200_000_000, 5, False)
+    assert driver(max_size="-1").bounds() == (None, 1, False)
 
 
 # Rotation

@@ -1,91 +1,53 @@
-"""The log driver json-file: Docker's JSON lines, one file per container, bounded by rotation on request."""
+"""The log driver json-file: Docker's JSON lines in rotated files."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import msgspec
+from transom.contract.logging import LogContainer
+from transom.services.logattrs import attributes
+from transom.services.logfiles import FILE_DOCS, FileOptions
+from transom.services.logfiles.driver import FileLogging
 
-from transom.contract.logging import LogCapability, LogContainer, Logging, Query, Reader, Writer
-from transom.errors import DriverError
-from transom.services.logattrs import ATTR_DOCS, AttrOptions, attributes
-from transom.services.options import DecimalSize
+if TYPE_CHECKING:
+    from transom.services.logfiles import Format
 
-MAX_SIZE: int | None = None
-"""The bound of one file where the options name none. None is unbounded, Docker's default."""
+MAX_SIZE, MAX_FILE = 200_000_000, 5
+"""The bound where the options name none. Docker's default is none at all, and full disks come of it."""
 
 
-class JsonFileOptions(AttrOptions, frozen=True, rename="kebab", forbid_unknown_fields=True):
-    """What ``--log-opt`` can say; Docker's names, defaults and rules."""
-
-    max_size: DecimalSize | None = MAX_SIZE
-    max_file: Annotated[int, msgspec.Meta(ge=1)] = 1
-    compress: bool = False
+class JsonFileOptions(FileOptions, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """What ``--log-opt`` can say; Docker's names and rules."""
 
     def __post_init__(self) -> None:
-        if self.max_size is not None and self.max_size < 1:
-            raise ValueError("max-size must be a positive number")
-        if self.compress and (self.max_file < 2 or self.max_size is None):
+        super().__post_init__()
+        if self.compress and ((self.max_file or 1) < 2 or self.max_size in (None, -1)):
             raise ValueError("compress cannot be true when max-file is less than 2 or max-size is not set")
 
 
-class JsonFile(Logging):
+class JsonFile(FileLogging):
     """Writes ``<id>-json.log`` in the container's directory, in the bytes that Docker's json-file writes."""
 
     name = "json-file"
     api = 1
     Options = JsonFileOptions
-    capabilities = frozenset({LogCapability.READ, LogCapability.ROTATE})
-    option_docs: ClassVar[dict[str, str]] = ATTR_DOCS | {
-        "max-size": "A file that has this size is rotated before the next record; decimal units, unset is unbounded.",
-        "max-file": "How many files there may be, the current one among them; the oldest is removed.",
-        "compress": "Compress rotated files with gzip.",
+    option_docs: ClassVar[dict[str, str]] = FILE_DOCS | {
+        "max-size": f"{FILE_DOCS['max-size']} By default 200m.",
+        "max-file": f"{FILE_DOCS['max-file']} By default 5, or 1 where max-size is set, as in Docker.",
+        "compress": f"{FILE_DOCS['compress']} By default false.",
     }
 
-    options: JsonFileOptions
+    def bounds(self) -> tuple[int | None, int, bool]:
+        options = self.options
+        if options.max_size is None:
+            return MAX_SIZE, options.max_file or MAX_FILE, False
+        return None if options.max_size < 0 else options.max_size, options.max_file or 1, bool(options.compress)
 
-    def check(self, container: LogContainer) -> None:
-        self._attrs(container)
+    def format(self, container: LogContainer) -> Format:
+        from transom_logging_json_file.encoded import encode
+        from transom_logging_json_file.format import JsonLines
 
-    def open(self, container: LogContainer) -> Writer:
-        from transom_logging_json_file.writer import FULL, FileWriter
-
-        path = self.location(container)
-        try:
-            return FileWriter(
-                path=path,
-                attrs=self._attrs(container),
-                max_size=self.options.max_size,
-                max_file=self.options.max_file,
-                compress=self.options.compress,
-            )
-        except BlockingIOError as error:
-            raise DriverError(
-                "open",
-                driver="logging json-file",
-                subject=path,
-                cause="another process is writing it",
-                hint="stop the container first",
-            ) from error
-        except OSError as error:
-            raise DriverError("open", driver="logging json-file", subject=path, cause=error, hint=FULL) from error
-
-    def read(self, container: LogContainer, query: Query) -> Reader:
-        from transom_logging_json_file.reader import FileReader
-
-        path = self.location(container)
-        try:
-            return FileReader(path=path, query=query)
-        except OSError as error:
-            raise DriverError("read", driver="logging json-file", subject=path, cause=error) from error
+        return JsonLines(encode(attributes(container, self.options, driver=self.name)))
 
     def location(self, container: LogContainer) -> str:
         return f"{container.directory}/{container.id}-json.log"
-
-    def _attrs(self, container: LogContainer) -> bytes:
-        options = self.options
-        if not (options.labels or options.labels_regex or options.env or options.env_regex or options.tag):
-            return b""
-        from transom_logging_json_file.encoded import encode
-
-        return encode(attributes(container, options, driver=self.name))

@@ -10,11 +10,9 @@ from functools import lru_cache
 
 import msgspec
 
-from transom.contract.logging import Chunk, Stream
-from transom_logging_json_file.writer import PREFIX
-
-LONGEST = 1 << 24
-"""What is longer than this without a newline is no record; it bounds memory."""
+from transom.contract.logging import Stream
+from transom.services.logfiles import LONGEST, Damage, Record
+from transom_logging_json_file.writing import PREFIX
 
 _STREAM = b'\\n","stream":"'
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
@@ -27,24 +25,6 @@ class _Raw(msgspec.Struct, gc=False):
     stream: str
     time: str
     attrs: dict[str, str] | None = None
-
-
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One line of the file, or a run of lines that differ in their data only, from `offset` to before `end`."""
-
-    offset: int
-    end: int
-    stream: Stream
-    time: int
-    data: bytes
-    attrs: dict[str, str] | None
-
-
-class Damage(msgspec.Struct, frozen=True, gc=False):
-    """Bytes of the file that are no record, from `offset` to before `end`."""
-
-    offset: int
-    end: int
 
 
 _decode_raw = msgspec.json.Decoder(_Raw).decode
@@ -166,35 +146,27 @@ def backwards(fd: int, end: int) -> Iterator[Record]:
         end, size = start, min(size * 2, 1 << 20)
 
 
-class Chunks:
-    """Gathers records into chunks: neighbours of equal stream, time and attributes become one."""
+NEAR = 1 << 16
 
-    def __init__(self) -> None:
-        self.done: list[Chunk] = []
-        self._like: Record | None = None
-        self._data: list[bytes] = []
 
-    def add(self, record: Record) -> None:
-        like = self._like
-        if (
-            like is None
-            or like.time != record.time
-            or like.stream is not record.stream
-            or like.attrs != record.attrs
-            or not record.data.endswith(b"\n")
-            or not self._data[-1].endswith(b"\n")
-        ):
-            self.flush()
-            self._like = record
-        self._data.append(record.data)
+def first(fd: int, offset: int) -> Record | None:
+    """Return the first whole record from `offset` on, which need not be at the begin of a line."""
+    data = os.pread(fd, NEAR, offset)
+    at = 0 if offset == 0 else data.find(b"\n") + 1
+    while at or offset == 0:
+        end = data.find(b"\n", at)
+        if end < 0:
+            return None
+        record = decode(data[at:end], offset + at)
+        if record is not None:
+            return record
+        at = end + 1
+    return None
 
-    def flush(self) -> None:
-        if self._like is not None:
-            like = self._like
-            self.done.append(Chunk(stream=like.stream, time=like.time, data=b"".join(self._data), attrs=like.attrs))
-        self._like, self._data = None, []
 
-    def notice(self, text: str, time: int) -> None:
-        """Put in a word of ours, as the contract wants it where a part of the log cannot be read."""
-        self.flush()
-        self.done.append(Chunk(stream=Stream.STDERR, time=time, data=f"transom: {text}\n".encode()))
+def whole(fd: int, size: int) -> int:
+    """Return the size of a file without an incomplete line at its end."""
+    while size and os.pread(fd, 1, size - 1) != b"\n":
+        start = max(0, size - 65536)
+        size = start + os.pread(fd, size - start, start).rfind(b"\n") + 1
+    return size

@@ -1,94 +1,43 @@
-"""Writing Docker's JSON lines: whole chunks at a time, one write(2) per batch."""
+"""Writing a log's files: whole batches at a time, one write(2) each."""
 
 from __future__ import annotations
 
-import codecs
 import os
-import time
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from transom.contract.logging import Chunk, LogStats, Stream, Writer, count_lines
+from transom.contract.logging import Chunk, LogStats, Writer, count_lines
 from transom.errors import DriverError
-from transom_logging_json_file import lock
+from transom.services.files import write_back
+from transom.services.logfiles import FULL, Format, lock
 
 if TYPE_CHECKING:
-    from transom_logging_json_file.pack import Packing
+    from transom.services.logfiles.pack import Packing
 
-PREFIX = b'{"log":"'
-DRIVER = "logging json-file"
-FULL = "free space on the file system, or bound the log with max-size and max-file"
-
-# As moby's daemon/logger/jsonfilelog/jsonlog escapes: four short forms, the rest of the control characters by number,
-# and what could end a script or a line in JavaScript. The backslash comes first: the others bring new ones.
-_SHORT = {b"\\": b"\\\\", b'"': b'\\"', b"\r": b"\\r"}
-_NUMBERED = [bytes([code]) for code in (*range(0x20), *b"<>&") if code not in b"\r\n"]
-_ESCAPES = _SHORT | {one: b"\\u%04x" % ord(one) for one in _NUMBERED}
-_SPECIAL = b"".join(_ESCAPES)
-
-codecs.register_error("transom.json-file", lambda error: _invalid(error))
-
-
-def _invalid(error: UnicodeError) -> tuple[str, int]:
-    """Stand in for bytes that are not UTF-8: one U+FFFD, escaped, for each, as Go decodes."""
-    assert isinstance(error, UnicodeDecodeError)
-    return "\\ufffd" * (error.end - error.start), error.end
-
-
-def escape(data: bytes) -> bytes:
-    """Return the data as the inside of a JSON string, in Docker's bytes, with its newlines as they are."""
-    if len(data.translate(None, _SPECIAL)) != len(data):
-        for plain, escaped in _ESCAPES.items():
-            data = data.replace(plain, escaped)
-    if not data.isascii():
-        data = data.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
-        try:
-            data.decode()
-        except UnicodeDecodeError:
-            data = data.decode(errors="transom.json-file").encode()
-    return data
-
-
-def stamp(nanoseconds: int) -> bytes:
-    """Write a time as Go's RFC3339Nano does: UTC, no zeros at the end of the fraction.
-
-    Raises:
-        ValueError: the year is not between 0 and 9999 (RFC 3339, section 1).
-    """
-    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
-    if not fraction:
-        return _second(seconds) + b"Z"
-    return _second(seconds) + (b".%09d" % fraction).rstrip(b"0") + b"Z"
-
-
-@lru_cache(maxsize=16)
-def _second(seconds: int) -> bytes:
-    utc = time.gmtime(seconds)
-    if not 0 <= utc.tm_year <= 9999:
-        raise ValueError(f"year {utc.tm_year} of a log time is not between 0 and 9999")
-    return "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}".format(*utc[:6]).encode()
+WRITE_BACK = 4 << 20
+"""Bytes after which the kernel is told to begin writing them to the disk: else whoever syncs the file system waits for
+all of them at once (unmounting an overlay does)."""
 
 
 class FileWriter(Writer):
     """The open log of one container.
 
     Args:
+        driver: whose log it is, for errors.
         path: the current file; rotated ones have ".1", ".2" ... behind it, and ".gz" when compressed.
-        attrs: the record's "attrs" as JSON, or nothing.
+        format: how records are written.
         max_size: bytes from which on a file is rotated before the next record; None never rotates by itself.
         max_file: how many files there may be.
         compress: rotated files are gzipped.
     """
 
-    def __init__(self, *, path: str, attrs: bytes, max_size: int | None, max_file: int, compress: bool) -> None:
+    def __init__(
+        self, *, driver: str, path: str, format: Format, max_size: int | None, max_file: int, compress: bool
+    ) -> None:
         self.path, self.max_size, self.max_file, self.compress = path, max_size, max_file, compress
-        middle = b'"attrs":' + attrs + b"," if attrs else b""
-        self._middles = {
-            stream: b'","stream":"%s",%s"time":"' % (stream.name.lower().encode(), middle) for stream in Stream
-        }
+        self._driver, self._format = f"logging {driver}", format
         self._taken = self._delivered = self._dropped = 0
-        self._generation = 0
+        self._generation = self._written_back = 0
         self._packing: Packing | None = None
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         try:
@@ -100,8 +49,8 @@ class FileWriter(Writer):
 
     def write(self, batch: Sequence[Chunk]) -> None:
         if self._fd < 0:
-            raise DriverError("write", driver=DRIVER, subject=self.path, cause="the log is closed")
-        data = b"".join([piece for chunk in batch for piece in self._records(chunk)])
+            raise DriverError("write", driver=self._driver, subject=self.path, cause="the log is closed")
+        data = b"".join([piece for chunk in batch for piece in self._format.encode(chunk)])
         lines = count_lines(batch)
         at = 0
         while at < len(data):
@@ -110,9 +59,11 @@ class FileWriter(Writer):
                 self._append(data[at:cut] if cut - at < len(data) else data)
             except OSError as error:
                 if at == 0:
-                    raise DriverError("write", driver=DRIVER, subject=self.path, cause=error, hint=FULL) from error
+                    raise DriverError(
+                        "write", driver=self._driver, subject=self.path, cause=error, hint=FULL
+                    ) from error
                 # The files before this one have their part already: the batch is taken, the rest of it dropped.
-                lost = min(lines, data.count(b"\n", at))
+                lost = min(lines, self._format.count(data, at))
                 self._dropped += lost
                 self._taken += lost
                 lines -= lost
@@ -125,7 +76,7 @@ class FileWriter(Writer):
         try:
             self._rotate()
         except OSError as error:
-            raise DriverError("rotate", driver=DRIVER, subject=self.path, cause=error) from error
+            raise DriverError("rotate", driver=self._driver, subject=self.path, cause=error) from error
 
     def stats(self) -> LogStats:
         return LogStats(taken=self._taken, delivered=self._delivered, dropped=self._dropped)
@@ -138,14 +89,6 @@ class FileWriter(Writer):
             lock.release(self._fd)
             os.close(self._fd)
             self._fd = -1
-
-    def _records(self, chunk: Chunk) -> Sequence[bytes]:
-        if not chunk.data:
-            return ()
-        last = self._middles[chunk.stream] + stamp(chunk.time) + b'"}\n'
-        end = b"\\n" + last
-        body = escape(chunk.data.removesuffix(b"\n")).replace(b"\n", end + PREFIX)
-        return PREFIX, body, end if chunk.data.endswith(b"\n") else last
 
     def _cut(self, data: bytes, at: int) -> int:
         """Rotate when it is time, and return up to where `data` goes to the file that is current then."""
@@ -160,7 +103,7 @@ class FileWriter(Writer):
             size = 0
         if len(data) - at <= self.max_size - size:
             return len(data)
-        return data.find(b"\n", at + self.max_size - size - 1) + 1 or len(data)
+        return self._format.boundary(data, at, at + self.max_size - size)
 
     def _append(self, data: bytes) -> None:
         """Append all of it or nothing."""
@@ -172,11 +115,15 @@ class FileWriter(Writer):
         except OSError:
             os.ftruncate(self._fd, before)
             raise
+        end = before + len(data)
+        if end - self._written_back >= WRITE_BACK:
+            write_back(self._fd, self._written_back, end - self._written_back)
+            self._written_back = end
 
     def _mend(self) -> None:
         """Undo what a crash left half done: a torn record at the end, a rotation, files in the making."""
         size = os.lseek(self._fd, 0, os.SEEK_END)
-        end = whole(self._fd, size)
+        end = self._format.whole(self._fd, size)
         if end < size:
             os.ftruncate(self._fd, end)
         for name in (f"{self.path}.new", f"{self.path}.gz.new"):
@@ -210,12 +157,12 @@ class FileWriter(Writer):
             self._mend()
             lock.settle(self._fd, generation=self._generation)
             raise
-        old, self._fd = self._fd, new
+        old, self._fd, self._written_back = self._fd, new, 0
         self._generation += 1
         lock.release(old)
         os.close(old)
         if self.compress:
-            from transom_logging_json_file.pack import Packing
+            from transom.services.logfiles.pack import Packing
 
             self._packing = Packing(self.path, self.max_file)
 
@@ -236,14 +183,6 @@ class FileWriter(Writer):
 def names(path: str, number: int) -> tuple[str, str]:
     """Return the names that the rotated file `number` can have: plain and compressed."""
     return f"{path}.{number}", f"{path}.{number}.gz"
-
-
-def whole(fd: int, size: int) -> int:
-    """Return the size of a file without an incomplete line at its end."""
-    while size and os.pread(fd, 1, size - 1) != b"\n":
-        start = max(0, size - 65536)
-        size = start + os.pread(fd, size - start, start).rfind(b"\n") + 1
-    return size
 
 
 def _same(fd: int, path: str) -> bool:

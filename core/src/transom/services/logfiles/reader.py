@@ -7,12 +7,12 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 
-from transom.contract.logging import Chunk, Query, Reader, Stream
+from transom.contract.logging import Chunk, Partial, Query, Reader, Stream
 from transom.errors import DriverError
-from transom_logging_json_file.lock import Holder, holder
-from transom_logging_json_file.pack import source_of
-from transom_logging_json_file.records import LONGEST, Chunks, Damage, Record, backwards, decode, parse
-from transom_logging_json_file.writer import names, whole
+from transom.services.logfiles import LONGEST, Damage, Format, Record
+from transom.services.logfiles.lock import Holder, holder
+from transom.services.logfiles.pack import source_of
+from transom.services.logfiles.writer import names
 
 BLOCK = 1 << 20
 NEAR = 1 << 16
@@ -51,19 +51,15 @@ class File:
     def size(self) -> int:
         return os.fstat(self.plain()).st_size
 
-    def whole(self) -> int:
-        """Return the size without an incomplete record at the end."""
-        return whole(self.plain(), self.size())
-
     def close(self) -> None:
         os.close(self.fd)
 
 
 class FileReader(Reader):
-    """A position in the log at `path`; see `Query` for what is read."""
+    """A position in the log at `path`, with records in `format`; see `Query` for what is read."""
 
-    def __init__(self, *, path: str, query: Query) -> None:
-        self._path, self._query = path, query
+    def __init__(self, *, driver: str, path: str, format: Format, query: Query) -> None:
+        self._driver, self._path, self._format, self._query = f"logging {driver}", path, format, query
         self._files = chain(path)
         self._index, self._at, self._end = 0, 0, None if query.follow else 0
         self._started = query.since is None
@@ -72,7 +68,7 @@ class FileReader(Reader):
         self._time = 0
         try:
             if self._files and not query.follow:
-                self._end = self._files[-1].whole()
+                self._end = self._whole(self._files[-1])
             self._begin()
         except BaseException:
             self.close()
@@ -85,7 +81,7 @@ class FileReader(Reader):
             try:
                 chunks = self._step()
             except OSError as error:
-                raise DriverError("read", driver="logging json-file", subject=self._path, cause=error) from error
+                raise DriverError("read", driver=self._driver, subject=self._path, cause=error) from error
             if chunks is None or chunks:
                 return chunks
             until = self._query.until
@@ -136,7 +132,10 @@ class FileReader(Reader):
     def _torn(self, file: File) -> bool:
         """Say whether a record at the end of the file stays incomplete."""
         rest = os.pread(file.plain(), NEAR, self._at)
-        return bool(rest) and b"\n" not in rest and not self._alive(file)
+        return bool(rest) and not self._format.complete(rest) and not self._alive(file)
+
+    def _whole(self, file: File) -> int:
+        return self._format.whole(file.plain(), file.size())
 
     def _alive(self, file: File) -> bool:
         writer = holder(file.fd)
@@ -151,7 +150,7 @@ class FileReader(Reader):
             return False
         offset, self._at = self._at, self._at + len(block)
         careful = bool(self._starts) and (self._index, offset) < max(self._starts.values())
-        for item in parse(block, offset, runs=not careful):
+        for item in self._format.parse(block, offset, runs=not careful):
             if isinstance(item, Damage):
                 self._damage = item if self._damage is None else Damage(offset=self._damage.offset, end=item.end)
                 continue
@@ -192,7 +191,7 @@ class FileReader(Reader):
             self._at, self._starts = 0, {}
         while True:
             data = os.pread(fd, min(size, end - self._at), self._at) if end > self._at else b""
-            cut = data.rfind(b"\n") + 1
+            cut = self._format.complete(data)
             if cut:
                 return data[:cut]
             if len(data) < size:
@@ -233,10 +232,10 @@ class FileReader(Reader):
     def _seek(self, since: int) -> None:
         """Skip what is surely older, by bisection; it trusts that time did not run backwards."""
         for number in range(len(self._files) - 1, -1, -1):
-            first = _first(self._files[number].plain(), 0)
+            first = self._format.first(self._files[number].plain(), 0)
             if first is not None and first.time < since:
                 self._drop(number)
-                self._at = _bisect(self._files[0].plain(), since)
+                self._at = _bisect(self._format, self._files[0].plain(), since)
                 return
 
     def _tail(self, count: int) -> None:
@@ -246,14 +245,14 @@ class FileReader(Reader):
         them: a stream that wrote one line only does not make us read the whole log.
         """
         last = len(self._files) - 1
-        end = (self._index + last, self._files[-1].whole() if self._end is None else self._end)
+        end = (self._index + last, self._whole(self._files[-1]) if self._end is None else self._end)
         starts, gathering = dict.fromkeys(Stream, end), dict[Stream, int]()
         seen = set[Stream]()
         left, older = count, 0
         for position, record in self._backwards(end) if count else ():
             stream = record.stream
             if stream in self._query.streams:
-                if record.data.endswith(b"\n") or stream not in seen:
+                if record.last or record.data.endswith(b"\n") or stream not in seen:
                     gathering.pop(stream, None)
                     if left:
                         left -= 1
@@ -276,7 +275,7 @@ class FileReader(Reader):
         for index in range(end[0], first - 1, -1):
             file = self._files[index - first]
             stop = end[1] if index == end[0] else file.size()
-            for record in backwards(file.plain(), stop):
+            for record in self._format.backwards(file.plain(), stop):
                 if index == first and record.offset < self._at:
                     return
                 if self._query.since is not None and record.time < self._query.since:
@@ -382,29 +381,50 @@ def _expand(fd: int) -> int:
         return os.dup(target.fileno())
 
 
-def _first(fd: int, offset: int) -> Record | None:
-    """Return the first whole record from `offset` on, which need not be at the begin of a line."""
-    data = os.pread(fd, NEAR, offset)
-    at = 0 if offset == 0 else data.find(b"\n") + 1
-    while at or offset == 0:
-        end = data.find(b"\n", at)
-        if end < 0:
-            return None
-        record = decode(data[at:end], offset + at)
-        if record is not None:
-            return record
-        at = end + 1
-    return None
-
-
-def _bisect(fd: int, since: int) -> int:
+def _bisect(format: Format, fd: int, since: int) -> int:
     """Return a place before which everything is older than `since`, near to the first that is not."""
     low, high = 0, os.fstat(fd).st_size
     while high - low > NEAR:
         middle = (low + high) // 2
-        record = _first(fd, middle)
+        record = format.first(fd, middle)
         if record is not None and record.time < since:
             low = record.offset
         else:
             high = middle
     return low
+
+
+class Chunks:
+    """Gathers records into chunks: neighbours of equal stream, time and attributes become one."""
+
+    def __init__(self) -> None:
+        self.done: list[Chunk] = []
+        self._like: Record | None = None
+        self._data: list[bytes] = []
+
+    def add(self, record: Record) -> None:
+        like = self._like
+        if (
+            like is None
+            or like.time != record.time
+            or like.stream is not record.stream
+            or like.attrs != record.attrs
+            or not record.data.endswith(b"\n")
+            or not self._data[-1].endswith(b"\n")
+            or record.line
+        ):
+            self.flush()
+            self._like = record
+        self._data.append(record.data)
+
+    def flush(self) -> None:
+        if self._like is not None:
+            like = self._like
+            partial = Partial(like.line, like.ordinal, bool(like.last)) if like.line else None
+            self.done.append(Chunk(like.stream, like.time, b"".join(self._data), partial, like.attrs))
+        self._like, self._data = None, []
+
+    def notice(self, text: str, time: int) -> None:
+        """Put in a word of ours, as the contract wants it where a part of the log cannot be read."""
+        self.flush()
+        self.done.append(Chunk(stream=Stream.STDERR, time=time, data=f"transom: {text}\n".encode()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from transom_logging_json_file.writer import names
+from transom.services.logfiles.writer import names
 
 BLOCK = 262_144
 
@@ -16,7 +16,7 @@ class Packing:
         import threading
 
         self._path, self._max_file, self._stop = path, max_file, False
-        self._thread = threading.Thread(target=self._run, name="json-file-compress", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="log-compress", daemon=True)
         self._thread.start()
 
     def finish(self, timeout: float | None) -> None:
