@@ -36,6 +36,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout: float = 600
     memory: int = 8192
     cpus: int = 1
+    init: str = ""
     env: dict[str, str] = {}
 
 
@@ -204,7 +205,7 @@ def uml(suite, kernel, modules, run):
         *(kernel, f"mem={suite.memory}M", "rootfstype=hostfs", "root=/dev/root", "ro", "quiet", "panic=-1"),
         f"uml_dir={run}/",
         *("con=null", "con0=null,fd:2", "con1=null,fd:3", f"init={CHECKOUT}/tests/vm/boot.sh"),
-        *("GUEST_CONSOLE=tty1", f"GUEST_MODULES={modules}"),
+        *(f"GUEST_INIT={suite.init}", "GUEST_CONSOLE=tty1", f"GUEST_MODULES={modules}"),
     ]
 
 

@@ -40,7 +40,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "storage": ("overlay2", "btrfs", "zfs", "aufs", "devicemapper"),
     "network": ("bridge",),
     "logging": ("json-file",),
-    "limits": ("cgroup2", "cgroup1"),
+    "limits": ("systemd", "cgroup2", "cgroup1"),
     "auth": ("peer",),
 }
 """Where the config names no driver, the first of these that is installed and usable on this host.

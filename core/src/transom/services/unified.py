@@ -1,7 +1,7 @@
 """What drivers on the unified hierarchy share (admin-guide/cgroup-v2.rst): everything but how a group is made.
 
 `UnifiedLimits` is a driver whose groups are directories of one cgroup2 mount. One that asks another to make them (a
-service manager that delegates) overrides `UnifiedLimits._path`, `_make` and `remove`.
+service manager that delegates) overrides `UnifiedLimits._path`, `_groups`, `_make` and `remove`.
 
 Conversions
     cpu-shares      cpu.weight = 1 + (shares - 2) * 9999 / 262142 (KEP-2254, crun(1)), also for the 1024 of a group
@@ -219,7 +219,7 @@ class UnifiedLimits(CgroupLimits):
         return self._unified
 
     def _path(self, id: str) -> str:
-        """Return the group's directory."""
+        """Return the directory that has the limits; `_groups` has the one with the processes, here the same."""
         return f"{self.unified.point}/{self._parent}/{id}"
 
     @property
@@ -284,7 +284,7 @@ class UnifiedLimits(CgroupLimits):
 
     def freeze(self, id: str) -> None:
         self._needs(id, Has.FREEZE)
-        group = self._path(id)
+        [group] = self._groups(id)
         write(f"{group}/cgroup.freeze", "1")
         if not wait(lambda: table(read(group, "cgroup.events"))["frozen"], seconds=cgroups.FREEZE_SECONDS):
             write(f"{group}/cgroup.freeze", "0")
@@ -292,7 +292,7 @@ class UnifiedLimits(CgroupLimits):
 
     def thaw(self, id: str) -> None:
         self._needs(id, Has.FREEZE)
-        write(f"{self._path(id)}/cgroup.freeze", "0")
+        write(f"{self._groups(id)[0]}/cgroup.freeze", "0")
 
     def owned(self) -> frozenset[str]:
         return names_below([os.path.dirname(self._path("-"))])
@@ -319,7 +319,7 @@ class UnifiedLimits(CgroupLimits):
             enable(path, self.unified.controllers)
 
     def _kill_once(self, id: str) -> None:
-        group = self._path(id)
+        [group] = self._groups(id)
         try:
             write(f"{group}/cgroup.kill", "1")
         except FileNotFoundError:  # before Linux 5.14, or gone: frozen processes die too, forking ones wait
@@ -327,7 +327,7 @@ class UnifiedLimits(CgroupLimits):
         wait(lambda: not self.processes(id), seconds=0.1)
 
     def _kill_frozen(self, id: str) -> None:
-        switch = f"{self._path(id)}/cgroup.freeze"
+        switch = f"{self._groups(id)[0]}/cgroup.freeze"
         try:
             write(switch, "1")
             signal_all(self.processes(id))
