@@ -200,6 +200,32 @@ def test_an_alias_of_two_containers_means_both_and_each_comes_first(transom, mes
     assert {answer[0] for answer in answers} == both
 
 
+def test_a_link_is_a_name_for_the_container_that_has_it_alone(transom, mesh):
+    first = transom.detached("--name", "first", network=mesh)
+    transom.detached("--name", "linked", "--link", "first:db", "--link", f"{first[:8]}:second", network=mesh)
+    transom.detached("--name", "plain", network=mesh)
+    assert values(ask(transom, "linked", "db")) == values(ask(transom, "linked", "second"))
+    assert values(ask(transom, "linked", "db.mesh")) == [address(transom, "first")]
+    transom("network", "create", "other")
+    transom("network", "connect", "other", "first")
+    transom("network", "connect", "--link", "first:back", "other", "plain")
+    assert values(ask(transom, "plain", "back")) == [address(transom, "first", "other")]
+    assert ask(transom, "linked", "back").rr == []
+    assert ask(transom, "plain", "db").rr == []
+
+
+def test_links_on_the_default_network_are_in_the_hosts_file(transom):
+    transom.detached("--name", "db", "--hostname", "store", network="bridge")
+    transom.detached("--name", "app", "--link", "db:sql", network="bridge")
+    line = f"{address(transom, 'db', 'bridge')}\tsql store db"
+    assert line in transom("exec", "app", "cat", "/etc/hosts").splitlines()
+    transom("stop", "-t", "0", "db")
+    assert transom.fails("run", "--link", "db", "busybox", "true", code=125) == (
+        "cannot link to db: it is not running; start it first"
+    )
+    assert "no such container: nobody" in transom.fails("run", "--link", "nobody:x", "busybox", "true", code=125)
+
+
 def test_an_alias_holds_on_its_network_only(transom, mesh):
     transom("network", "create", "other", "--internal")
     transom.detached("--name", "web", "--network-alias", "www", network=mesh)

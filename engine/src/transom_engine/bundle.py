@@ -93,6 +93,7 @@ def network_files(engine: Engine, container: Container, *, host_network: bool) -
             container,
             host_network=host_network,
             host_gateway=engine.config.host_gateway_ip or next(iter(engine.config.host_gateway_ips), ""),
+            linked=engine.networks.linked(container),
         ),
     }
     for name, text in contents.items():
@@ -117,10 +118,11 @@ def write_resolv_conf(engine: Engine, container: Container, *, host_network: boo
         file.write(text)
 
 
-def hosts(container: Container, *, host_network: bool, host_gateway: str) -> str:
-    """Return /etc/hosts: the loopback names, the container's own addresses, and ``--add-host``.
+def hosts(container: Container, *, host_network: bool, host_gateway: str, linked: Mapping[str, str] = {}) -> str:
+    """Return /etc/hosts: the loopback names, the container's own addresses, ``--add-host``, and links.
 
     Args:
+        linked: names by address, where no resolver answers for links.
         host_gateway: what ``host-gateway`` stands for; empty for the gateway of the container's first network.
     """
     text = _read("/etc/hosts") if host_network else _HOSTS
@@ -136,6 +138,7 @@ def hosts(container: Container, *, host_network: bool, host_gateway: str) -> str
             if not address:
                 raise ConfigError(f"--add-host {entry}: the container's networks have no gateway; write an address")
         lines.append(f"{address}\t{host}")
+    lines += [f"{address}\t{names_of}" for address, names_of in linked.items()]
     for endpoint in endpoints:
         lines += [f"{address}\t{names}" for address in (endpoint.ip_address, endpoint.global_ipv6_address) if address]
     return text + "".join(f"{line}\n" for line in lines)

@@ -63,7 +63,7 @@ def prepare(
     )
     engine.snapshots(container.driver)  # before anything is on record: a driver that is not there fails here
     logplan.settle(engine, container)
-    engine.networks.check(container)
+    discarded = engine.networks.check(container)
     if not merged.hostname:
         shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
         merged.hostname = os.uname().nodename if shares else container.id[:12]
@@ -74,7 +74,7 @@ def prepare(
         init_path=engine.config.init_path,
         no_new_privileges=engine.config.no_new_privileges,
     )
-    return container, warnings + check_limits(host, engine.limits(limits_driver))
+    return container, warnings + discarded + check_limits(host, engine.limits(limits_driver))
 
 
 def merge(config: Config, image: Config) -> Config:

@@ -12,7 +12,16 @@ from collections.abc import Iterable, Mapping
 
 from transom.errors import ConfigError, nearest
 from transom.services.options import LARGEST, parse_size
-from transom_engine.model import Device, MountPoint, PortBinding, RestartPolicy, ThrottleDevice, Ulimit, WeightDevice
+from transom_engine.model import (
+    Device,
+    EndpointSettings,
+    MountPoint,
+    PortBinding,
+    RestartPolicy,
+    ThrottleDevice,
+    Ulimit,
+    WeightDevice,
+)
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 ULIMITS = (
@@ -135,6 +144,55 @@ def _ip(address: str, text: str) -> str:
         return str(ip_address(bare))
     except ValueError:
         raise _bad("-p", text, f"invalid IP address {address!r}, an IPv6 address stands in [ ]", _PUBLISH) from None
+
+
+# Networks
+
+_PLACE = "NAME or name=NAME,alias=A,ip=ADDRESS,ip6=ADDRESS,mac-address=MAC,gw-priority=N,driver-opt=K=V"
+_ADDRESSES = {"ip": "IPv4Address", "ip6": "IPv6Address", "mac-address": "MacAddress"}
+
+
+def network(text: str) -> tuple[str, EndpointSettings]:
+    """Read one ``--network``: a name, or fields that say more about the container's place on it."""
+    if "=" not in text:
+        return text, EndpointSettings()
+    name, place, options = "", EndpointSettings(), list[str]()
+    for part in text.split(","):
+        field, _, value = part.partition("=")
+        match field.lower():
+            case "name":
+                name = value
+            case "alias":
+                place.aliases = [*(place.aliases or []), value]
+            case "driver-opt":
+                options.append(value)
+            case "gw-priority":
+                place.gw_priority = priority(value, text)
+            case other if other in _ADDRESSES:
+                place.ipam_config = {**(place.ipam_config or {}), _ADDRESSES[other]: value}
+            case other:
+                known = ("name", "alias", "driver-opt", "gw-priority", *_ADDRESSES)
+                raise _bad("--network", text, f"unknown field {other!r}{nearest(other, known)}", _PLACE)
+    if not name:
+        raise _bad("--network", text, "no name", _PLACE)
+    place.driver_opts = pairs(options, flag="--network driver-opt") or None
+    return name, place
+
+
+def priority(value: str, text: str) -> int:
+    """Read a ``gw-priority``: any whole number."""
+    try:
+        return int(value)
+    except ValueError:
+        raise _bad("--network", text, f"gw-priority {value!r} is not a whole number") from None
+
+
+def link(text: str) -> str:
+    """Read one ``--link``, NAME or NAME:ALIAS, into the latter."""
+    name, _, alias = text.partition(":")
+    if not name or ":" in alias or text.endswith(":"):
+        raise _bad("--link", text, "no container, or no alias", "NAME[:ALIAS]")
+    return f"{name}:{alias or name}"
 
 
 # Volumes

@@ -220,6 +220,8 @@ class EndpointSettings(Pascal):
     """A container's place on one network: what was asked, and, while it runs, what it got."""
 
     aliases: list[str] | None = None
+    links: list[str] | None = None
+    """Other containers, NAME:ALIAS: the alias is for this container alone."""
     ipam_config: dict[str, str] | None = msgspec.field(default=None, name="IPAMConfig")
     driver_opts: dict[str, str] | None = None
     network_id: str = msgspec.field(default="", name="NetworkID")

@@ -57,6 +57,7 @@ class NetworkRecord(Pascal):
     created: str
     driver: str
     scope: str = "local"
+    enable_ipv4: bool = msgspec.field(default=True, name="EnableIPv4")
     enable_ipv6: bool = msgspec.field(default=False, name="EnableIPv6")
     ipam: IpamRecord = msgspec.field(default_factory=IpamRecord, name="IPAM")
     internal: bool = False
@@ -196,6 +197,7 @@ class Networks:
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         internal: bool = False,
+        ipv4: bool = True,
         ipv6: bool = False,
         attachable: bool = False,
     ) -> NetworkRecord:
@@ -217,6 +219,8 @@ class Networks:
             )
         if internal and NetworkCapability.INTERNAL not in opened.capabilities:
             raise opened.unsupported(NetworkCapability.INTERNAL)
+        if not ipv4 and not ipv6:
+            raise ConfigError("--ipv4=false leaves the network without addresses: add --ipv6")
         if ipv6 and NetworkCapability.IPV6 not in opened.capabilities:
             raise opened.unsupported(NetworkCapability.IPV6)
         if NetworkCapability.MULTI_HOST in opened.capabilities:
@@ -226,7 +230,7 @@ class Networks:
                 raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
             record = self._add(
                 name, driver, configs=configs or [], options=options or {}, labels=labels or {},
-                internal=internal, ipv6=ipv6, attachable=attachable,
+                internal=internal, ipv4=ipv4, ipv6=ipv6, attachable=attachable,
             )  # fmt: skip
         try:
             opened.create_network(network=self._network(record))
@@ -245,12 +249,13 @@ class Networks:
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         internal: bool = False,
+        ipv4: bool = True,
         ipv6: bool = False,
         attachable: bool = False,
     ) -> NetworkRecord:
         record = NetworkRecord(
             name=name, id=os.urandom(32).hex(), created=now(), driver=driver, options=options or {},
-            labels=labels or {}, internal=internal, enable_ipv6=ipv6, attachable=attachable,
+            labels=labels or {}, internal=internal, enable_ipv4=ipv4, enable_ipv6=ipv6, attachable=attachable,
             scope=_scope(self.engine.network_driver(driver)),
         )  # fmt: skip
         record.ipam.config = configs
@@ -308,8 +313,11 @@ class Networks:
 
     # What a container asks for
 
-    def check(self, container: Container) -> None:
+    def check(self, container: Container) -> builtins.list[str]:
         """Refuse, when a container is made, what its network mode cannot give, and settle its list of networks.
+
+        Returns:
+            what is asked for in vain, a warning each.
 
         Raises:
             ConfigError: words that contradict each other, named.
@@ -324,7 +332,7 @@ class Networks:
             host.network_mode = f"{mode}:{self.engine.containers.get(reference).id}"
             self._refuse_with(container, host.network_mode, publish=True, names=True)
             settings.networks = {}
-            return
+            return []
         record = self.get(host.network_mode)
         opened = self.engine.network_driver(record.driver)
         if NetworkCapability.L2 not in opened.capabilities:
@@ -334,7 +342,13 @@ class Networks:
                 raise ConfigError(f"--ip and --network-alias need a network with addresses: {record.name} has none")
         settings.networks.setdefault(record.name, EndpointSettings())
         for name, place in settings.networks.items():
-            self._check_place(self.get(name), place)
+            other = self.get(name)
+            if len(settings.networks) > 1:
+                self._check_connectable(container, other)
+            self._check_place(other, place)
+        if NetworkCapability.PUBLISH in opened.capabilities or not (host.port_bindings or host.publish_all_ports):
+            return []
+        return [f"published ports are discarded: network {record.name} does not publish any"]
 
     @staticmethod
     def _refuse_with(container: Container, mode: str, *, publish: bool, names: bool) -> None:
@@ -360,7 +374,11 @@ class Networks:
             raise ConfigError(
                 "network-scoped aliases are only supported for user-defined networks: `transom network create`"
             )
-        asked = {k: v for k, v in (place.ipam_config or {}).items() if v}
+        for link in place.links or ():
+            other = self.engine.containers.get(link.partition(":")[0])
+            if record.name == DEFAULT and not other.state.running:
+                raise Conflict(f"cannot link to {other.name}: it is not running; start it first")
+        asked = any((place.ipam_config or {}).get(key) for key in ("IPv4Address", "IPv6Address"))
         if asked and record.name == DEFAULT:
             raise ConfigError(
                 "a fixed address (--ip) is only supported on user-defined networks: `transom network create`"
@@ -572,6 +590,7 @@ class Networks:
         settings.networks = {
             name: EndpointSettings(
                 aliases=place.aliases,
+                links=place.links,
                 ipam_config=place.ipam_config,
                 driver_opts=place.driver_opts,
                 network_id=place.network_id,
@@ -618,6 +637,21 @@ class Networks:
         if other:
             container = self.engine.state.container(other)
         return any(self.has_names(self.get(name)) for name in container.network_settings.networks)
+
+    def linked(self, container: Container) -> dict[str, str]:
+        """Return, by address, what the container calls others that it has links to where names are not resolved."""
+        found: dict[str, str] = {}
+        for network, place in container.network_settings.networks.items():
+            for link in place.links or () if not self.has_names(self.get(network)) else ():
+                name, _, alias = link.partition(":")
+                try:
+                    other = self.engine.containers.get(name)
+                except NotFound:
+                    continue  # it has been removed since
+                theirs = other.network_settings.networks.get(network)
+                if theirs is not None and theirs.ip_address and other.state.running:
+                    found[theirs.ip_address] = " ".join(dict.fromkeys((alias, other.config.hostname, other.name)))
+        return found
 
     def has_names(self, record: NetworkRecord) -> bool:
         """Say whether containers find each other by name on that network."""
@@ -731,7 +765,7 @@ class Networks:
             return _configs(driver.settle(network=network))
         if NetworkCapability.L2 not in driver.capabilities:
             return record.ipam.config
-        return _configs(self.ipam.settle(network, ipv4=True, ipv6=record.enable_ipv6))
+        return _configs(self.ipam.settle(network, ipv4=record.enable_ipv4, ipv6=record.enable_ipv6))
 
     def _endpoint(self, container: Container, record: NetworkRecord, place: EndpointSettings) -> Endpoint:
         pairs = ((place.ip_address, place.ip_prefix_len), (place.global_ipv6_address, place.global_ipv6_prefix_len))
@@ -810,6 +844,7 @@ def _record_of(network: Network, driver: str) -> NetworkRecord:
 
     return NetworkRecord(
         name=network.name, id=network.id, created=now(), driver=driver, scope="global", internal=network.internal,
+        enable_ipv4=any(":" not in subnet.pool for subnet in network.subnets),
         enable_ipv6=any(":" in subnet.pool for subnet in network.subnets), ipam=IpamRecord(config=_configs(network)),
         options=words_of(network.options), labels=network.labels,
     )  # fmt: skip

@@ -4,7 +4,8 @@ It is a thread of the container's supervisor and listens inside the container's 
 ports of the kernel's choice to which that namespace translates port 53: the container may serve port 53 itself.
 
 A container has on each of its networks the names that docker gives it: its own name, its short id, its hostname and
-its aliases there, and each of them with the network's name behind a dot. They are read from the engine's records
+its aliases there, and each of them with the network's name behind a dot; besides, for one that has a link to it, the
+link's alias. They are read from the engine's records
 whenever these have changed, and hold for a second. What nobody here is called is asked of the name servers that the
 user gave (from inside the container's namespace) or else of the host's (from the host's); each such question has a
 thread of its own, so a slow server delays nobody else's answer. Internal networks ask nobody.
@@ -426,6 +427,8 @@ class Names:
         self._turn = 0
         self._networks: list[NetworkRecord] = []
         self._found: dict[tuple[str, str], list[_Container]] = {}
+        self._links: dict[tuple[str, str], list[_Container]] = {}
+        """What only this container calls others (``--link``); such a name goes before everybody's."""
         self._pointers: dict[str, tuple[_Container, str]] = {}
         self.forwards = False
         """Whether the container has a network with a way out."""
@@ -450,18 +453,20 @@ class Names:
         given = (own.host_config.dns if own else []) or self._engine.config.dns
         self.servers = [server for server in given if server != RESOLVER]  # asking itself has no end
         self.own_servers = bool(self.servers)
-        self._found, self._pointers = {}, {}
+        self._found, self._pointers, self._links = {}, {}, {}
         for container in containers:
             if container.state.status in ("running", "paused"):
                 for record in self._networks:
-                    self._add(container, record.name)
+                    self._add(container, record.name, _linked(own, container, record.name))
 
-    def _add(self, container: _Container, network: str) -> None:
+    def _add(self, container: _Container, network: str, private: list[str]) -> None:
         place = container.network_settings.networks.get(network)
         if place is None:
             return
         for name in container.names(place):
             self._found.setdefault((network, name), []).append(container)
+        for name in private:
+            self._links.setdefault((network, name), []).append(container)
         for address in _addresses(place):
             self._pointers[_canonical(address)] = container, f"{container.name}.{network}"
 
@@ -476,7 +481,8 @@ class Names:
     def addresses(self, name: str) -> list[str]:
         """Return the addresses on the first network where the name is known, each time another one first."""
         for record, host in self._meant(name):
-            containers = [c for c in self._found.get((record.name, host), ()) if self._alive(c)]
+            key = record.name, host
+            containers = [c for c in self._links.get(key, self._found.get(key, [])) if self._alive(c)]
             if containers:
                 self._turn += 1
                 turn = self._turn % len(containers)
@@ -503,6 +509,13 @@ class Names:
     def _alive(self, container: _Container) -> bool:
         """Whether its supervisor lives: the record of one that was killed says nothing of that."""
         return self._engine.containers.alive(container.id)
+
+
+def _linked(own: _Container | None, other: _Container, network: str) -> list[str]:
+    """Return what `own` alone calls the other container on a network."""
+    place = own.network_settings.networks.get(network) if own else None
+    pairs = [link.split(":") for link in (place.links or ())] if place else []
+    return [alias.lower() for name, alias in pairs if name in (other.name, other.id) or other.id.startswith(name)]
 
 
 def _addresses(place: EndpointSettings) -> list[str]:

@@ -1,6 +1,10 @@
 """``transom network``: make, list, join and remove networks, inside a network namespace of each test's own."""
 
+import socket
+
 import pytest
+
+from transom.services.netns import inside
 
 
 @pytest.fixture
@@ -130,10 +134,7 @@ def test_connect_and_disconnect_act_on_a_running_container(net):
     assert net("network", "disconnect", "-f", "net", "web") == ""
 
 
-def test_connect_refuses_links_and_unknown_names(net):
-    assert net.fails("network", "connect", "--link", "a:b", "net", "web") == (
-        "--link is not supported: containers of a network find each other by name, or by --alias"
-    )
+def test_connect_refuses_unknown_names(net):
     assert net.fails("network", "connect", "net", "web") == "no such container: web; `transom ps -a` lists those here"
     net("create", "--name", "web", "--network", "net", "busybox")
     assert net.fails("network", "connect", "nett", "web") == (
@@ -167,3 +168,116 @@ def test_prune_leaves_networks_of_containers_even_stopped_ones(net):
     assert net("network", "prune", "-f", "--filter", "label!=keep") == "Deleted Networks:\nidle\n"
     assert net("network", "prune", "-f") == "Deleted Networks:\nkept\n"
     assert net("network", "ls", "-q", "-f", "name=net") != ""
+
+
+# Several networks
+
+
+def routes(transom, name, *words):
+    return transom("exec", name, "ip", *words, "route", "show", "default")
+
+
+@pytest.fixture
+def three(transom):
+    """Networks ``a`` and ``b`` that lead out, and ``inner`` that does not."""
+    for number, name in enumerate(("a", "b", "inner")):
+        words = ["--internal"] if name == "inner" else []
+        transom("network", "create", "--subnet", f"10.8{number}.0.0/24", *words, name)
+    return transom
+
+
+def test_the_network_with_the_highest_priority_leads_out_and_the_next_takes_over(three):
+    three(
+        "run",
+        "-d",
+        "--name",
+        "app",
+        "--network",
+        "a",
+        "--network",
+        "name=inner,gw-priority=9",
+        "busybox",
+        "sleep",
+        "99",
+    )
+    assert "via 10.80.0.1 dev eth0" in routes(three, "app")
+    three("network", "connect", "--gw-priority", "5", "b", "app")
+    assert "via 10.81.0.1 dev eth2" in routes(three, "app")
+    three("network", "disconnect", "b", "app")
+    assert "via 10.80.0.1 dev eth0" in routes(three, "app")
+    three("network", "disconnect", "a", "app")
+    assert "default" not in routes(three, "app")
+
+
+def test_of_networks_with_the_same_priority_the_first_by_name_leads_out(three):
+    three("run", "-d", "--name", "app", "--network", "b", "--network", "a", "busybox", "sleep", "99")
+    assert "via 10.80.0.1" in routes(three, "app")
+    three("stop", "-t", "0", "app")
+    three("start", "app")
+    assert "via 10.80.0.1" in routes(three, "app")
+
+
+def test_published_ports_follow_the_network_that_leads_out_and_keep_their_numbers(three):
+    three("run", "-d", "--name", "app", "--network", "a", "-p", "80", "busybox", "httpd", "-f")
+    port = three("port", "app", "80").splitlines()[0]
+    number = port.rpartition(":")[2]
+    three("network", "connect", "--gw-priority", "1", "b", "app")
+    assert three("port", "app", "80").splitlines()[0] == port
+    with inside(three.netns, socket.create_connection, ("10.81.0.1", int(number)), timeout=60) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b" 404 " in client.recv(99)
+    three("network", "disconnect", "b", "app")
+    assert three("port", "app", "80").splitlines()[0] == port
+    three("network", "disconnect", "a", "app")
+    assert three("port", "app") == ""
+
+
+def test_what_is_said_of_a_network_is_said_in_its_flag(three):
+    words = "name=a,alias=x,alias=y,ip=10.80.0.77,mac-address=02:42:00:00:00:77,gw-priority=3"
+    words += ",driver-opt=com.docker.network.endpoint.ifname=lan"
+    three("run", "-d", "--name", "app", "--network", words, "busybox", "sleep", "99")
+    place = three.inspect("app")["NetworkSettings"]["Networks"]["a"]
+    assert (place["IPAddress"], place["MacAddress"], place["Aliases"]) == (
+        "10.80.0.77",
+        "02:42:00:00:00:77",
+        ["x", "y"],
+    )
+    assert place["GwPriority"] == 3
+    assert "lan" in three("exec", "app", "ip", "link")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--network", "name=a,alais=x"], "unknown field 'alais' (did you mean alias?); expected NAME"),
+        (["--network", "ip=10.80.0.7"], "--network 'ip=10.80.0.7': no name; expected NAME or name=NAME,"),
+        (["--network", "name=a,gw-priority=x"], "gw-priority 'x' is not a whole number"),
+        (["--network", "a", "--network", "a"], "--network a is given twice"),
+        (["--network", "host", "--network", "a"], "cannot be connected to host: network host shares or isolates"),
+        (["--network", "a", "--link", ":x"], "--link ':x': no container, or no alias; expected NAME[:ALIAS]"),
+        (["--network", "container:app", "--expose", "80"], "conflicting options: --expose and --network container:app"),
+        (
+            ["--network", "name=a,driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.ip_forward=1"],
+            "'net.ipv4.ip_forward=1' is not a setting such as net.ipv4.conf.IFNAME.log_martians=1",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_words_about_a_place_are_refused(three, words, text):
+    assert text in three.fails("create", *words, "busybox", code=125)
+
+
+def test_a_network_has_ipv6_alone_where_ipv4_is_switched_off(transom):
+    transom("network", "create", "--ipv4=false", "--ipv6", "--subnet", "fd07::/64", "six")
+    transom("run", "-d", "--name", "app", "--network", "six", "busybox", "sleep", "99")
+    shown = transom("exec", "app", "ip", "-o", "address", "show", "dev", "eth0")
+    assert "fd07::2/64" in shown
+    assert "inet " not in shown
+    assert "via fd07::1" in routes(transom, "app", "-6")
+    assert transom.fails("network", "create", "--ipv4=false", "none4", code=125) == (
+        "--ipv4=false leaves the network without addresses: add --ipv6"
+    )
+
+
+def test_ports_are_said_to_be_published_in_vain_on_the_host(transom):
+    done = transom.call("create", "--network", "host", "-p", "80:80", "busybox")
+    assert done.err == "WARNING: published ports are discarded: network host does not publish any\n"

@@ -40,6 +40,7 @@ def network_command() -> None:
 @many("-o", "--opt", help="Set driver specific options")
 @many("--label", help="Set metadata on a network")
 @click.option("--internal", is_flag=True, help="Restrict external access to the network")
+@click.option("--ipv4", type=bool, default=True, help="Enable or disable IPv4 networking (true, false)")
 @click.option("--ipv6", is_flag=True, help="Enable IPv6 networking")
 @click.option("--attachable", is_flag=True, help="Enable manual container attachment")
 @click.argument("name", metavar="NETWORK")
@@ -56,6 +57,7 @@ def create_command(
     opt: tuple[str, ...],
     label: tuple[str, ...],
     internal: bool,
+    ipv4: bool,
     ipv6: bool,
     attachable: bool,
 ) -> None:
@@ -69,6 +71,7 @@ def create_command(
         options=flags.pairs(opt, flag="--opt"),
         labels=flags.labels(label),
         internal=internal,
+        ipv4=ipv4,
         ipv6=ipv6,
         attachable=attachable,
     )
@@ -206,7 +209,8 @@ def inspect_command(session: Session, /, names: tuple[str, ...], format: str, ve
 @click.option("--ip6", default="", help="IPv6 address (e.g., 2001:db8::33)")
 @many("--alias", help="Add network-scoped alias for the container")
 @many("--driver-opt", help="Driver options for the endpoint")
-@many("--link", help="Not supported: use --alias")
+@many("--link", help="Add link to another container (NAME[:ALIAS])")
+@click.option("--gw-priority", type=int, default=0, help="Highest gw-priority provides the default gateway")
 @click.argument("network", metavar="NETWORK")
 @click.argument("container", metavar="CONTAINER")
 @pass_session
@@ -220,18 +224,19 @@ def connect_command(
     alias: tuple[str, ...],
     driver_opt: tuple[str, ...],
     link: tuple[str, ...],
+    gw_priority: int,
 ) -> None:
     """Connect a container to a network."""
     from transom_engine import flags
     from transom_engine.model import EndpointSettings
 
-    if link:
-        raise ConfigError("--link is not supported: containers of a network find each other by name, or by --alias")
     asked = {key: value for key, value in (("IPv4Address", ip), ("IPv6Address", ip6)) if value}
     place = EndpointSettings(
         aliases=list(alias) or None,
         ipam_config=asked or None,
         driver_opts=flags.pairs(driver_opt, flag="--driver-opt") or None,
+        links=[flags.link(text) for text in link] or None,
+        gw_priority=gw_priority,
     )
     session.engine.networks.connect(network, session.engine.containers.get(container), place)
 

@@ -62,7 +62,8 @@ _FLAGS: tuple[Flag, ...] = (
     _many("-p", "--publish", help="Publish a container's port(s) to the host"),
     _switch("-P", "--publish-all", help="Publish all exposed ports to random ports"),
     _many("--expose", help="Expose a port or a range of ports"),
-    _text("--network", "--net", help="Connect a container to a network"),
+    _many("--network", "--net", help="Connect a container to a network, or several"),
+    _many("--link", help="Add link to another container (NAME[:ALIAS])"),
     _many("--network-alias", help="Add network-scoped alias for the container"),
     _text("--ip", help="IPv4 address (e.g., 172.30.100.104)"),
     _text("--ip6", help="IPv6 address (e.g., 2001:db8::33)"),
@@ -228,6 +229,7 @@ def _read(
 ) -> tuple[Config, HostConfig, dict[str, EndpointSettings]]:
     """Turn the flags into the records' shapes."""
     exposed, bindings = flags.ports(given["publish"], given["expose"])
+    places = _places(given)
     points = [flags.volume(text) for text in given["volume"]]
     config = Config(
         hostname=given["hostname"],
@@ -250,7 +252,7 @@ def _read(
     host = HostConfig(
         binds=[text for text, point in zip(given["volume"], points, strict=True) if point.source or point.name],
         tmpfs=flags.tmpfs(given["tmpfs"]),
-        network_mode=given["network"] or "default",
+        network_mode=next(iter(places), "default"),
         port_bindings=bindings,
         publish_all_ports=given["publish_all"],
         restart_policy=flags.restart(given["restart"]),
@@ -283,7 +285,7 @@ def _read(
         **limits(given),
     )
     host.shm_size = flags.size(given["shm_size"], flag="--shm-size") if given["shm_size"] else 0  # 0: the config's
-    return config, host, _places(given, host.network_mode)
+    return config, host, {} if ":" in host.network_mode and _is_plain(places[host.network_mode]) else places
 
 
 def limits(given: dict[str, Any]) -> dict[str, Any]:
@@ -324,10 +326,24 @@ def limits(given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _places(given: dict[str, Any], mode: str) -> dict[str, EndpointSettings]:
+def _places(given: dict[str, Any]) -> dict[str, EndpointSettings]:
+    """Return the container's place on each network; flags that name none are about the first."""
+    places: dict[str, EndpointSettings] = {}
+    for name, place in map(flags.network, given["network"] or ["default"]):
+        name = "bridge" if name in {"", "default"} else name
+        if name in places:
+            raise ConfigError(f"--network {name} is given twice")
+        places[name] = place
+    mode, first = next(iter(places.items()))
+    if ":" in mode and given["expose"]:
+        raise ConfigError(f"conflicting options: --expose and --network {mode[:30]}: the other container decides")
     addresses = {"IPv4Address": given["ip"], "IPv6Address": given["ip6"], "MacAddress": given["mac_address"]}
     asked = {name: value for name, value in addresses.items() if value}
-    if not asked and not given["network_alias"]:
-        return {}
-    name = "bridge" if mode == "default" else mode
-    return {name: EndpointSettings(aliases=list(given["network_alias"]) or None, ipam_config=asked or None)}
+    first.ipam_config = {**(first.ipam_config or {}), **asked} or None
+    first.aliases = [*(first.aliases or []), *given["network_alias"]] or None
+    first.links = [flags.link(text) for text in given["link"]] or None
+    return places
+
+
+def _is_plain(place: EndpointSettings) -> bool:
+    return place == EndpointSettings()
