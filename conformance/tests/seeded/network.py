@@ -46,7 +46,7 @@ class ReportsAnotherMtu(Bridge):
         return replace(super().attach(network, endpoint, netns), mtu=1234)
 
 
-@found_by("test_the_wanted_interface_name_and_mac_are_given")
+@found_by("test_the_wanted_mac_is_given")
 class IgnoresTheMac(Bridge):
     def attach(self, network, endpoint, netns):
         return super().attach(network, replace(endpoint, mac=""), netns)

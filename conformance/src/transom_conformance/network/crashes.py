@@ -33,7 +33,7 @@ class Crashes(NetworkCases):
         assert together(work, 16) == [0] * 16
         assert site.driver.owned().endpoints == {endpoint.id for _, endpoint in containers}
         macs = {container.interface("eth0")["address"] for container, _ in containers}
-        assert len(macs) == 16
+        assert len(macs) == (16 if site.has(Has.MAC) else 1)
         first, _ = containers[0]
         for container, endpoint in containers[1:]:
             assert talk(first.netns, container.listen(), plain(endpoint))

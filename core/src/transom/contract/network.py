@@ -92,6 +92,8 @@ class NetworkCapability(Capability):
     """`Network.internal` is honoured: no way out of the network."""
     HOT_PLUG = "hot-plug"
     """`attach` and `detach` work while the container runs; a container can be on several networks."""
+    MAC = "mac"
+    """Each endpoint has a MAC address of its own, that of `Endpoint.mac` where one is asked for."""
     MULTI_HOST = "multi-host"
     """One network spans hosts; `NetworkDriver.networks` lists those of all hosts."""
     WATCH = "watch"

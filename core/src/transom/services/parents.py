@@ -61,12 +61,10 @@ class ParentDriver(NetworkDriver):
     Attributes:
         child_kind: of the endpoints' interfaces, as rtnetlink calls it.
         feature: what the kernel needs for them, in its configuration's words.
-        own_mac: endpoints have a MAC address of their own.
     """
 
     child_kind: ClassVar[str]
     feature: ClassVar[str]
-    own_mac: ClassVar[bool] = True
 
     # What a driver says of itself
 
@@ -95,6 +93,14 @@ class ParentDriver(NetworkDriver):
         """Return what interface names in containers start with."""
         prefix: str = getattr(network.options, "prefix", "eth")
         return prefix
+
+    def refuse_internal(self, network: Network) -> None:
+        """Refuse a parent that leads somewhere to a network that must lead nowhere."""
+        if network.internal and self.parent_name(network) != self.own_parent(network):
+            raise ConfigError(
+                f"network {network.name} is internal: it has a parent of its own that leads nowhere; leave out "
+                f"parent={self.parent_name(network)}"
+            )
 
     def make_own_parent(self, session: Session, network: Network, name: str) -> None:
         """Make the parent of a network that has one of its own: a pair of interfaces that lead to each other."""
@@ -257,10 +263,6 @@ class ParentDriver(NetworkDriver):
 
     def attach(self, network: Network, endpoint: Endpoint, netns: int) -> Attachment:
         """Join the namespace by a child that is born in it."""
-        if endpoint.mac and not self.own_mac:
-            raise ConfigError(
-                f"endpoint {endpoint.id[:12]}: {self.name} gives no MAC address of one's own; leave it out"
-            )
         try:
             with Session() as session, inside(netns, Session) as inner:
                 parent = self._present(session, network)
@@ -320,8 +322,6 @@ class ParentDriver(NetworkDriver):
 
     def mac(self, network: Network, endpoint: Endpoint) -> str:
         """Return the MAC of the endpoint's interface; empty leaves it to the kernel."""
-        if not self.own_mac:
-            return ""
         return endpoint.mac or interfaces.mac_for(endpoint.addresses, endpoint.id)
 
     def _furnish(

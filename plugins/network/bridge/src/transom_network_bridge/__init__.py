@@ -62,6 +62,7 @@ class Bridge(NetworkDriver):
             NetworkCapability.IPV6,
             NetworkCapability.INTERNAL,
             NetworkCapability.HOT_PLUG,
+            NetworkCapability.MAC,
             NetworkCapability.DEFAULT,
         }
     )

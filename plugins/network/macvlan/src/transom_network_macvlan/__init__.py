@@ -63,6 +63,7 @@ class Macvlan(ParentDriver):
             NetworkCapability.IPV6,
             NetworkCapability.INTERNAL,
             NetworkCapability.HOT_PLUG,
+            NetworkCapability.MAC,
             NetworkCapability.ADDRESSES,
             NetworkCapability.WATCH,
         }
@@ -109,11 +110,7 @@ class Macvlan(ParentDriver):
     def create_network(self, network: Network) -> None:
         """Find or make the parent, and the host's own child where it has access."""
         options = _options(network)
-        if network.internal and options.parent:
-            raise ConfigError(
-                f"network {network.name} is internal: it has a parent of its own that leads nowhere; leave out "
-                f"parent={options.parent}"
-            )
+        self.refuse_internal(network)
         super().create_network(network)
         if options.host_access:
             try:
