@@ -143,8 +143,9 @@ class _Subject:
         return (
             f"from transom_conformance.{self.kind} import {suite}\n"
             "from transom_conformance.runner import examples\n\n"
-            f"attributes = {{**examples({self.kind!r}, {self.driver!r}), "
-            f"'driver': {self.driver!r}, 'options': {self.options!r}}}\n"
+            f"attributes = examples({self.kind!r}, {self.driver!r})\n"
+            f"attributes |= {{'driver': {self.driver!r}, "
+            f"'options': attributes.get('options', {{}}) | {self.options!r}}}\n"
             f"{name} = type({name!r}, ({suite},), attributes)\n"
         )
 

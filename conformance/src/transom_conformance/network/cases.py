@@ -22,10 +22,14 @@ class NetworkCases(Suite):
     kind = "network"
     network_options: ClassVar[dict[str, str]] = {}
 
+    def prepare(self, site: Site) -> None:
+        """Bring up what the driver needs beside the host's kernel, in its namespace; the inherited body: nothing."""
+
     @pytest.fixture
     def site(self, world: World) -> Iterator[Site]:
         """The host and its neighbour; behind the case the host must be as it was before."""
         site = Site(self, world)
+        self.prepare(site)
         before = site.census()
         try:
             yield site

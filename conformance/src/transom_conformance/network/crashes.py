@@ -100,6 +100,7 @@ class Crashes(NetworkCases):
             assert driver.owned() == Owned()
             assert site.census() == before
             # The same network and endpoint work as if nothing had happened.
+            site.settle(network, endpoint)
             driver.create_network(network=network)
             driver.attach(network=network, endpoint=endpoint, netns=container.netns)
             other, _ = site.joined(network)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 
 from transom.errors import Conflict, DriverError, NotFound, TransomError
@@ -37,8 +38,9 @@ class Inputs(NetworkCases):
         container, endpoint = site.joined(one)
         sibling, _ = site.joined(one)
         before, links = site.census(), [link["ifname"] for link in container.ip("link")]
+        second = msgspec.structs.replace(site.endpoint(two), addresses=endpoint.addresses)
         with pytest.raises(Conflict):
-            container.attach(two, addresses=endpoint.addresses, leads_out=False)
+            site.driver.attach(network=two, endpoint=second, netns=container.netns)
         assert site.census() == before
         assert [link["ifname"] for link in container.ip("link")] == links
         assert talk(sibling.netns, container.listen(), plain(endpoint))

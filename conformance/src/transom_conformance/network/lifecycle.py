@@ -26,7 +26,7 @@ class LifeCycle(NetworkCases):
         network = site.describe()
         for _ in range(2):
             for _ in range(2):
-                site.driver.create_network(network=network)
+                site.driver.create_network(network=site.settle(network))
             for _ in range(2):
                 site.driver.delete_network(network=network)
             assert site.census() == before

@@ -161,7 +161,17 @@ class Site:
         )
         network = Network(id=identity, name=name, options=options, subnets=tuple(subnets))
         network = msgspec.structs.replace(network, **fields)
+        network = self.settle(network)
         self.networks.append(network)
+        return network
+
+    def settle(self, network: Network, *endpoints: Endpoint) -> Network:
+        """Have a network and its addresses recorded, anew after a removal, where the driver keeps them."""
+        if not self.driver.keeps_addresses(network=network):
+            return network
+        network = self.driver.settle(network=network)
+        for endpoint in endpoints:
+            self.driver.allocate(network=network, endpoint=endpoint)
         return network
 
     def network(self, **fields: Any) -> Network:
@@ -182,6 +192,7 @@ class Site:
         endpoint = msgspec.structs.replace(endpoint, **fields)
         self.endpoints.append((network, endpoint))
         if keeps:
+            self.settle(network)
             endpoint = self.driver.allocate(network=network, endpoint=endpoint)
         return endpoint
 

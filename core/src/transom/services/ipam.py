@@ -93,18 +93,18 @@ class Ipam:
             rows = db.execute("SELECT name, pool FROM pools WHERE network != ?", (network.id,))
             used = [(f"network {name}", parse_subnet(pool)) for name, pool in rows]
             recorded = [pool for (pool,) in db.execute("SELECT pool FROM pools WHERE network = ?", (network.id,))]
-            subnets = [_checked(subnet) for subnet in network.subnets]
+            subnets = [checked(subnet) for subnet in network.subnets]
             versions = {":" in subnet.pool for subnet in subnets}
             for wanted, six in ((ipv4, False), (ipv6, True)):
                 if wanted and six not in versions:
                     mine = next((pool for pool in recorded if (":" in pool) == six), None)
                     pool = mine or (_local_subnet() if six else self._free_part([block for _, block in used]))
-                    subnets.insert(len(subnets) if six else 0, _checked(Subnet(pool=pool)))
+                    subnets.insert(len(subnets) if six else 0, checked(Subnet(pool=pool)))
             for number, subnet in enumerate(subnets):
                 block = parse_subnet(subnet.pool)
                 own = [("the same network", parse_subnet(other.pool)) for other in subnets[:number]]
                 for holder, other in used + own:
-                    if _overlap(block, other):
+                    if overlap(block, other):
                         raise Conflict(f"subnet {block} overlaps {other} of {holder}; choose another one")
             settled = msgspec.structs.replace(network, subnets=tuple(subnets))
             if set(recorded) != {subnet.pool for subnet in subnets}:
@@ -185,7 +185,7 @@ class Ipam:
             start, end, step = int(pool[0]), int(pool[-1]), 1 << pool.max_prefixlen - prefix
             while start <= end and pool.version == 4:
                 part = parse_subnet(f"{pool[start - int(pool[0])]}/{prefix}")
-                blocked = [int(block[-1]) for block in used if _overlap(block, part)]
+                blocked = [int(block[-1]) for block in used if overlap(block, part)]
                 if not blocked:
                     return str(part)
                 start = -(-(max(blocked) + 1) // step) * step
@@ -253,7 +253,8 @@ def _text(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
-def _overlap(one: Block, other: Block) -> bool:
+def overlap(one: Block, other: Block) -> bool:
+    """Say whether two subnets have an address in common."""
     return one.version == other.version and one.overlaps(other)
 
 
@@ -262,7 +263,7 @@ def _local_subnet() -> str:
     return _text(b"\xfd" + os.urandom(5) + bytes(10)) + "/64"
 
 
-def _usable(block: Block) -> tuple[bytes, bytes]:
+def usable(block: Block) -> tuple[bytes, bytes]:
     """Return the lowest and the highest address that a host may have.
 
     Not those of the network and of broadcasts (RFC 1122, 3.2.1.3), nor that of an IPv6 subnet's routers (RFC 4291,
@@ -273,10 +274,14 @@ def _usable(block: Block) -> tuple[bytes, bytes]:
     return block[1].packed, block[-2 if block.version == 4 else -1].packed
 
 
-def _checked(subnet: Subnet) -> Subnet:
-    """Return the subnet in the kernel's spelling, with a gateway."""
+def checked(subnet: Subnet) -> Subnet:
+    """Return the subnet in the kernel's spelling, with a gateway.
+
+    Raises:
+        ConfigError: one of its parts makes no sense.
+    """
     block = parse_subnet(subnet.pool)
-    low, high = _usable(block)
+    low, high = usable(block)
     gateway = _packed(subnet.gateway) if subnet.gateway else low
     named = {"gateway": gateway} | {f"reserved address {n}": _packed(a) for n, a in subnet.reserved.items()}
     for what, packed in named.items():
@@ -286,7 +291,7 @@ def _checked(subnet: Subnet) -> Subnet:
             raise ConfigError(f"{what} {_text(packed)} is the gateway of subnet {block}")
     if subnet.range:
         inner = parse_subnet(subnet.range)
-        if not _overlap(block, inner) or inner.prefixlen < block.prefixlen:
+        if not overlap(block, inner) or inner.prefixlen < block.prefixlen:
             raise ConfigError(f"range {inner} is not inside subnet {block}")
     return msgspec.structs.replace(subnet, pool=str(block), gateway=_text(gateway))
 
@@ -296,7 +301,7 @@ def _record(db: Connection, network: Network) -> None:
         raise Conflict(f"network {network.name} has endpoints: its subnets cannot change; disconnect them first")
     _forget(db, network.id)
     for subnet in network.subnets:
-        low, high = _usable(parse_subnet(subnet.pool))
+        low, high = usable(parse_subnet(subnet.pool))
         inner = parse_subnet(subnet.range or subnet.pool)
         first, last = max(low, inner[0].packed), min(high, inner[-1].packed)
         row = (network.id, network.name, subnet.pool, low, high, first, last)
