@@ -228,6 +228,26 @@ def test_an_entry_point_to_nothing_is_named(distribution, drivers):
     assert "AttributeError" in str(error.value)
 
 
+def test_a_name_that_came_into_pyproject_after_the_installation_asks_to_install_again(distribution, drivers, tmp_path):
+    file = distribution("transom-mine", {"mine": "MODULE:Mine"}, source=SOURCE)
+    source = tmp_path / "my source"
+    source.mkdir()
+    (source / "pyproject.toml").write_text('[project.entry-points."transom.storage"]\nother = "mine:Other"\n')
+    info = next(file.parent.glob("*.dist-info"))
+    (info / "direct_url.json").write_text(
+        f'{{"url": "file://{tmp_path}/my%20source", "dir_info": {{"editable": true}}}}'
+    )
+    with pytest.raises(NotFound) as error:
+        drivers.storage("other")
+    assert str(error.value).endswith(
+        f"; {source}/pyproject.toml names it, but was changed after it was installed: install it again"
+        f" (pip install -e {source})"
+    )
+    with pytest.raises(NotFound) as error:
+        drivers.storage("another")
+    assert str(error.value).endswith("a driver comes with a distribution such as transom-storage-another")
+
+
 def test_a_driver_that_passed_is_checked_again_when_its_file_changes(distribution, drivers, tmp_path):
     file = distribution("transom-mine", {"mine": "MODULE:Mine"}, source=SOURCE)
     drivers.storage("mine")

@@ -14,6 +14,7 @@ import pytest
 
 from transom.contract import Capability, Driver
 from transom.drivers import Drivers, bind, contract_of
+from transom_conformance.returns import watched
 
 
 class Suite:
@@ -82,7 +83,7 @@ class World:
         cls = drivers.load(self._kind, self._driver)
         names = {f.encode_name.replace("-", "_").replace(".", "_"): f.encode_name for f in _fields(cls)}
         given = {names.get(key, key): value for key, value in options.items()}
-        driver = drivers.open(self._kind, self._driver, {**self._options, **given}, where="the suite")
+        driver = watched(drivers.open(self._kind, self._driver, {**self._options, **given}, where="the suite"))
         self.defer(driver.close)
         return driver
 

@@ -292,7 +292,7 @@ def _find(kind: str, name: str) -> tuple[Installed, Any]:
         present = [driver.name for driver in installed(kind)]
         raise NotFound(
             f"no {kind} driver {name!r}{nearest(name, present)}; installed: {choices(present)}; "
-            f"a driver comes with a distribution such as transom-{kind}-{name}"
+            + (_edited(kind, name) or f"a driver comes with a distribution such as transom-{kind}-{name}")
         )
     if len(points) > 1:
         owners = "; ".join(f"{d.distribution} {d.version} ({d.target})" for d in installed(kind) if d.name == name)
@@ -312,6 +312,30 @@ def _find(kind: str, name: str) -> tuple[Installed, Any]:
         raise ContractError(
             f"{described} cannot be loaded from {described.target}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _edited(kind: str, name: str) -> str:
+    """Say in which distribution the driver is named by now, though not when it was installed for editing (PEP 660)."""
+    import tomllib
+    from importlib.metadata import distributions
+    from urllib.parse import unquote, urlsplit
+
+    for distribution in distributions():
+        origin = msgspec.json.decode(distribution.read_text("direct_url.json") or "{}")
+        if not origin.get("dir_info", {}).get("editable"):
+            continue
+        directory = unquote(urlsplit(origin["url"]).path)
+        try:
+            with open(f"{directory}/pyproject.toml", "rb") as file:
+                points = tomllib.load(file).get("project", {}).get("entry-points", {})
+        except (OSError, ValueError):
+            continue
+        if name in points.get(f"transom.{kind}", {}):
+            return (
+                f"{directory}/pyproject.toml names it, but was changed after it was installed: install it again"
+                f" (pip install -e {directory})"
+            )
+    return ""
 
 
 def check(cls: object, contract: type[Driver], *, who: str, name: str) -> None:
