@@ -12,7 +12,7 @@ TESTED := btrfs-progs cpio dmsetup dnsmasq-base docker-registry e2fsprogs etcd-c
 TESTS  ?=
 PYTEST := $(BIN)/pytest -o cache_dir=$(VENV)/.pytest_cache
 
-.PHONY: run test test-vm lint docs bench lock packages tested bytecode
+.PHONY: run test test-vm lint dist dist-test docs bench lock packages tested bytecode
 .DEFAULT_GOAL := run
 
 run: bytecode  ## run a real container and show what the engine does
@@ -35,6 +35,9 @@ lint: $(VENV)/.installed $(VENV)/lint/.installed  ## types, style, and who may i
 	$(BIN)/ruff format --check
 	$(VENV)/lint/bin/mypy --python-executable $(BIN)/python $(addsuffix /src,$(DISTS))
 	$(BIN)/lint-imports --no-cache
+
+dist: $(VENV)/.installed  ## a wheel and an sdist of each distribution into dist/
+	@for folder in $(DISTS); do (cd $$folder && $(CURDIR)/$(BIN)/hatchling build --directory $(CURDIR)/dist) || exit 1; done
 
 docs: $(VENV)/.installed  ## build the site into site/
 	$(BIN)/mkdocs build --strict

@@ -26,7 +26,10 @@ def on_config(config):
     """Add the generated pages to the navigation."""
     drivers = [{title: [f"drivers/{kind}-{name}.md" for name, _ in drivers_of(kind)]} for kind, title in KINDS.items()]
     contracts = ["reference/driver.md", *(f"reference/{kind}.md" for kind in KINDS)]
-    config["nav"] = [*config["nav"], {"Drivers": drivers}, {"Contracts": contracts}]
+    suites = [f"suites/{kind}.md" for kind in KINDS]
+    sources = [f"suites/source/{name}.md" for name in suite_modules()]
+    shown = [{"Suites": suites}, {"Sources of the suites": sources}]
+    config["nav"] = [*config["nav"], {"Drivers": drivers}, {"Contracts": contracts}, *shown]
     return config
 
 
@@ -35,8 +38,10 @@ def on_files(files, config):
     from mkdocs.structure.files import File
 
     pages = {"reference/driver.md": driver_page()}
+    pages |= {f"suites/source/{name}.md": source_page(name, path) for name, path in suite_modules().items()}
     for kind in KINDS:
         pages[f"reference/{kind}.md"] = contract_page(kind)
+        pages[f"suites/{kind}.md"] = suite_page(kind)
         for name, readme in drivers_of(kind):
             pages[f"drivers/{kind}-{name}.md"] = driver_readme(kind, name, readme)
     for path, content in pages.items():
@@ -45,8 +50,23 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Put the tables that come from code where a page asks for them: ``<!-- table: NAME -->``."""
-    return re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]](), markdown)
+    """Put in what comes from code, where a page has ``<!-- table: NAME -->``, ``skeleton: ...`` or ``file: ...``."""
+    markdown = re.sub(r"<!-- table: (\w+) -->", lambda match: TABLES[match[1]](), markdown)
+    markdown = re.sub(r"<!-- skeleton: (\w+) (\S+) -->", lambda match: skeleton_file(match[1], match[2]), markdown)
+    return re.sub(r"<!-- file: (\S+) -->", lambda match: fenced(match[1], (ROOT / match[1]).read_text()), markdown)
+
+
+def skeleton_file(kind, path):
+    """Show a file of what ``transom new KIND sample`` writes."""
+    from transom_conformance.skeleton import files
+
+    return fenced(path, files(kind, "sample")[path])
+
+
+def fenced(path, text):
+    """Show a file as code."""
+    language = {".py": "python", ".toml": "toml", ".yml": "yaml", ".json": "json"}.get(Path(path).suffix, "text")
+    return f'```{language} title="{path}"\n{text.rstrip()}\n```'
 
 
 # Drivers
@@ -63,7 +83,79 @@ def driver_readme(kind, name, readme):
     _, _, body = text.partition("\n")
     links = re.compile(r"\]\((?:\.\./)+(\w+)/([\w-]+)/README\.md\)")
     body = links.sub(lambda m: f"]({m[1]}-{m[2]}.md)" if m[1] in KINDS else f"]({kind}-{m[2]}.md)", body)
-    return f"---\ntitle: {name}\n---\n\n# {name}: {KINDS[kind].lower()} driver\n{body}"
+    return f"---\ntitle: {name}\n---\n\n# {name}: {KINDS[kind].lower()} driver\n{body}\n\n{driver_facts(kind, name)}\n"
+
+
+def driver_facts(kind, name):
+    """Describe what the driver's class says of itself: its capabilities, and each set of options that it takes."""
+    from transom.drivers import _find
+
+    _, cls = _find(kind, name)
+    parts = ["## In the code", f"Capabilities: {', '.join(f'`{c}`' for c in sorted(cls.capabilities)) or 'none'}."]
+    for attribute in sorted(a for a in dir(cls) if a.endswith("Options")):
+        fields = msgspec.structs.fields(getattr(cls, attribute))
+        rows = []
+        for field in fields:
+            text = cls.option_docs.get(field.encode_name) or cls.option_docs.get(field.name, "")
+            rows.append(f"| `{field.encode_name}` | {inline(text)} | {_kind(field.type)} | {_default(field)} |")
+        table = "| option | meaning | value | default |\n|---|---|---|---|\n" + "\n".join(rows)
+        title = {"Options": "Options of the driver"}.get(attribute, f"{attribute.removesuffix('Options')} options")
+        parts += [f"### {title}", table] if rows else []
+    return "\n\n".join(parts)
+
+
+# Suites
+
+
+def suite_modules():
+    """Return the modules of the suites by name, with their files."""
+    top = ROOT / "conformance/src/transom_conformance"
+    found = {}
+    for kind in KINDS:
+        for path in sorted([*top.glob(f"{kind}.py"), *top.glob(f"{kind}/*.py")]):
+            module = ".".join(path.relative_to(top).with_suffix("").parts).removesuffix(".__init__")
+            found[module] = path
+    return found
+
+
+def source_page(name, path):
+    """Show a module of a suite, so that cases can lead to their lines."""
+    return f'---\ntitle: {name}\n---\n\n# {name}\n\n```python linenums="1"\n{path.read_text().rstrip()}\n```\n'
+
+
+def suite_page(kind):
+    """List what each case of a suite proves, what it needs of a driver, and where it is."""
+    from importlib import import_module
+
+    from transom_conformance.runner import _group, _sentence
+
+    suite = getattr(import_module(f"transom_conformance.{kind}"), f"{kind.title()}Suite")
+    cases = {n: getattr(suite, n) for n in dir(suite) if n.startswith("test_")}
+    modules = list(suite_modules())
+    place = {n: (modules.index(module_of(c)), line_of(c)) for n, c in cases.items()}
+    parts = [f"---\ntitle: {KINDS[kind]}\n---", f"# {KINDS[kind]}: what is proved", f"{len(cases)} cases."]
+    group = ""
+    for name in sorted(cases, key=place.get):
+        case = cases[name]
+        if _group(case) != group:
+            group = _group(case)
+            parts += [f"## {group}", "| case | needs | |\n|---|---|---|"]
+        needs = [str(c) for mark in getattr(case, "pytestmark", ()) if mark.name == "requires" for c in mark.args]
+        link = f'<a href="source/{module_of(case)}.html#__codelineno-0-{line_of(case)}">source</a>'
+        text = inline((case.__doc__ or "").split("\n\n")[0])
+        row = f"| **{_sentence(name)}**{'<br>' if text else ''}{text} | {' '.join(f'`{n}`' for n in needs)} | {link} |"
+        parts[-1] += "\n" + row
+    return "\n\n".join(parts) + "\n"
+
+
+def module_of(case):
+    """Return the name of a case's module, as in `suite_modules`."""
+    return case.__module__.removeprefix("transom_conformance.")
+
+
+def line_of(case):
+    """Return the line in which a case begins."""
+    return inspect.unwrap(case).__code__.co_firstlineno
 
 
 # Contracts

@@ -1,6 +1,7 @@
 """The documentation says what the code says: built without a warning, and what it shows has been run."""
 
 import glob
+import importlib
 import importlib.util
 import inspect
 import json
@@ -17,10 +18,10 @@ import pytest
 from transom.config import IGNORED, KEYS, ORDER, load
 from transom.contract import KINDS
 from transom.drivers import contract_of, operations_of
+from transom_conformance.skeleton import files
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-EXAMPLE = ROOT / "docs" / "examples" / "transom-example"
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 pytestmark = pytest.mark.skipif(
@@ -167,8 +168,8 @@ def test_every_command_line_shown_names_a_command_and_flags_that_exist():
         for block in re.findall(r"```(?:sh|console)\n(.*?)```", text, re.DOTALL):
             for line in re.findall(r"^(?:# )?transom (.*)", block, re.MULTILINE):
                 words = iter(line.split())
-                command = next((w for w in words if not w.startswith("-") and "/" not in w and w != "plain"), "")
-                assert command in {*_COMMANDS, "conformance"} or "COMMAND" in line, f"{page}: transom {line}"
+                command = next((w for w in words if not w.startswith("-") and "/" not in w and w != "sample"), "")
+                assert command in {*_COMMANDS, "conformance", "new"} or "COMMAND" in line, f"{page}: transom {line}"
 
 
 def test_the_commands_of_getting_started_work_in_the_order_shown(transom, busybox_tree, tmp_path):
@@ -196,51 +197,42 @@ def test_the_commands_of_getting_started_work_in_the_order_shown(transom, busybo
     assert {"run", "import", "ps", "logs", "stats", "exec", "rm", "drivers", "config"} <= {*ran}
 
 
-@pytest.fixture(scope="module")
-def example(tmp_path_factory):
-    """An environment for commands in which the example's distribution is installed too."""
-    place = tmp_path_factory.mktemp("example")
-    words = ["install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--target", place / "site"]
-    source = place / "source"
-    subprocess.run(["cp", "-r", EXAMPLE, source], check=True)
-    subprocess.run([sys.executable, "-m", "pip", *words, source], check=True, capture_output=True)
-    roots = {f"TRANSOM_{name}_ROOT": str(place / name.lower()) for name in ("DATA", "EXEC")}
-    return {**os.environ, **roots, "PYTHONPATH": str(place / "site")}
+def test_the_tutorial_shows_what_is_written_and_nothing_else(site):
+    page = plain(read(site, "writing-a-driver.html").text)
+    for kind in KINDS:
+        written = files(kind, "sample")
+        assert plain(written[f"src/transom_{kind}_sample/__init__.py"]) in page
+    assert plain(files("storage", "sample")["tests/test_conformance.py"]) in page
+    timings = ROOT / "docs/examples/transom-timings/src/transom_timings/__init__.py"
+    assert plain(timings.read_text()) in page
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "cases"),
-    [
-        ("storage", "plain", "life or life_cycle or parent or removing or usage or killed_at_any_step"),
-        ("network", "lonely", ""),
-        ("logging", "text", ""),
-        ("limits", "pids", ""),
-        ("auth", "look-only", ""),
-    ],
-)
-def test_each_example_driver_is_found_and_passes_its_suite(example, tmp_path, kind, name, cases):
-    if os.geteuid() != 0:
-        pytest.skip("not root: the suites make mounts and namespaces")
-    if kind == "limits" and not os.path.isdir("/sys/fs/cgroup/pids"):
-        pytest.skip("no cgroup v1 controller pids on this host")
-    report = tmp_path / "report.json"
-    select = ["-k", cases] if cases else []
-    done = subprocess.run(
-        [BIN / "transom", "conformance", kind, name, "--json", report, *select],
-        env=example, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if kind == "limits":
-        os.rmdir("/sys/fs/cgroup/pids/transom-example")  # the parent, which stays; it holds nothing
-    found = json.loads(report.read_text())
-    failed = [case["name"] + ": " + case["reason"] for case in found["cases"] if case["outcome"] == "failed"]
-    assert (done.returncode, failed) == (0, []), done.stdout[-2000:]
-    assert found["passed"] >= 6
+def test_no_page_shows_a_directive_in_place_of_what_it_stands_for(site):
+    for path in site.rglob("*.html"):
+        if "/source/" not in str(path):
+            assert not re.search(r"--8\s*&lt;|<!-- (table|skeleton|file):", path.read_text()), path.relative_to(site)
 
 
-def test_the_example_of_a_suite_in_an_authors_own_tests_collects_every_kind(example):
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", EXAMPLE / "tests"],
-        env=example, capture_output=True, text=True, check=False, cwd="/",
-    )  # fmt: skip
-    for name in ("TestPlain", "TestLonely", "TestText", "TestPids", "TestLookOnly"):
-        assert f"{name}::test_" in done.stdout, done.stdout[-2000:] + done.stderr
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_case_of_a_suite_is_listed_and_leads_to_its_source(site, kind):
+    page = read(site, f"suites/{kind}.html")
+    suite = getattr(importlib.import_module(f"transom_conformance.{kind}"), f"{kind.title()}Suite")
+    cases = [name for name in dir(suite) if name.startswith("test_")]
+    assert len(cases) > 10
+    for name in cases:
+        assert name.removeprefix("test_").replace("_", " ") in page.text
+    assert sum("/source/" in f"/{link}" for link in page.links) >= len(cases)
+
+
+def test_a_drivers_page_has_each_option_with_its_default_from_the_code(site):
+    text = read(site, "drivers/logging-json-file.html").text
+    assert "max-file" in text.partition("In the code")[2]
+
+
+def test_each_mistake_shown_is_asserted_by_a_test():
+    tests = "".join(path.read_text() for path in [*ROOT.glob("core/tests/*.py"), *ROOT.glob("conformance/tests/*.py")])
+    said = re.findall(r"^\|[^|]+\| `(.*?)`", (ROOT / "docs" / "mistakes.md").read_text(), re.MULTILINE)
+    assert len(said) > 10
+    for text in said:
+        words = max(re.split(r"[A-Z]{4,}|'[^']*'|\W(?:mine|one|two)\W.*|\d", text), key=len).strip(" ;:(")
+        assert words in tests, f"no test asserts {words!r}"

@@ -30,7 +30,7 @@ class Transom:
     """Runs the command with a data root and an exec root of its own, inside its own network namespace."""
 
     def __init__(self, data: Path, run: Path):
-        self.data, self.run, self.netns = data, run, create()
+        self.data, self.run, self.netns, self.program = data, run, create(), [COMMAND]
         inside(self.netns, loopback_up)
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("TRANSOM_", "DOCKER_"))},
@@ -49,7 +49,7 @@ class Transom:
         """Start the command; streams are pipes of bytes unless said otherwise."""
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(
-            [COMMAND, *map(str, words)], env=self.env, preexec_fn=self.enter, **{**pipes, **options}
+            [*self.program, *map(str, words)], env=self.env, preexec_fn=self.enter, **{**pipes, **options}
         )
 
     def call(self, *words, input=b"", timeout=60, **options):
@@ -86,7 +86,7 @@ class Transom:
         """Return what ``inspect`` says of one object."""
         return msgspec.json.decode(self("inspect", *words, name))[0]
 
-    def wait_until(self, true, *, seconds=10.0):
+    def wait_until(self, true, *, seconds=60.0):
         """Wait until a condition holds."""
         end = time.monotonic() + seconds
         while not true():

@@ -315,15 +315,19 @@ def _sentence(name: str) -> str:
 
 
 def _group(function: Callable[..., Any]) -> str:
-    """Return the attribute ``group`` of a case, or the heading above it: a comment in the class that stands alone."""
+    """Return the attribute ``group`` of a case, or the heading above it: a comment in the class that stands alone.
+
+    Without one the class itself is the group: `LifeCycle` is "Life cycle".
+    """
     given = getattr(function, "group", None)
     if given is not None:
         return str(given)
     code = inspect.unwrap(function).__code__
     lines = _lines(code.co_filename)
     for number in range(min(code.co_firstlineno, len(lines)) - 1, 0, -1):
-        if lines[number].startswith("class "):
-            break
+        if begun := re.match(r"class (\w+)", lines[number]):
+            name = re.sub(r"\w*Suite$", "", begun[1]) or "General"
+            return re.sub(r"(?<=[a-z])([A-Z])", lambda match: f" {match[1].lower()}", name)
         heading = re.fullmatch(r"    # (\S.*?)\.?", lines[number])
         if heading and not lines[number - 1].strip() and not lines[number + 1].strip():
             return heading[1]

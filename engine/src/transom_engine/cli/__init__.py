@@ -139,7 +139,9 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(_COMMANDS.items())])
         formatter.write_paragraph()
-        formatter.write_text("Other distributions add commands of their own: transom-conformance adds `conformance`.")
+        formatter.write_text(
+            "Other distributions add commands of their own: transom-conformance adds `conformance`, `new`."
+        )
 
 
 def _from_distribution(name: str) -> click.Command | None:

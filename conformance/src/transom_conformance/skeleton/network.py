@@ -5,10 +5,10 @@ from transom.errors import DriverError
 from transom.services.netns import inside, loopback_up
 
 
-class Lonely(NetworkDriver):
+class Sample(NetworkDriver):
     """There is one such network, and nothing of it on the host: nothing to make, to find or to remove."""
 
-    name = "lonely"
+    name = "sample"
     api = 1
     capabilities = frozenset({NetworkCapability.SINGLETON})
 
@@ -23,7 +23,7 @@ class Lonely(NetworkDriver):
         try:
             inside(netns, loopback_up)
         except OSError as error:
-            raise DriverError("attach", driver="network lonely", subject=endpoint.id, cause=error) from error
+            raise DriverError("attach", driver="network sample", subject=endpoint.id, cause=error) from error
         return Attachment()
 
     def detach(self, network: Network, endpoint: Endpoint) -> None:

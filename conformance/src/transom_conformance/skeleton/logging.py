@@ -15,10 +15,10 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str = "output.txt"
 
 
-class Text(Logging):
+class Sample(Logging):
     """One file for each container, in the directory that core gives and removes."""
 
-    name = "text"
+    name = "sample"
     api = 1
     Options = Options
     option_docs = {"file": "the name of the file in the container's directory"}
@@ -26,16 +26,16 @@ class Text(Logging):
     def open(self, container: LogContainer) -> Writer:
         """Open the file at its end."""
         try:
-            return TextWriter(os.open(self.location(container), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640))
+            return SampleWriter(os.open(self.location(container), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640))
         except OSError as error:
-            raise DriverError("open", driver="logging text", subject=container.name, cause=error) from error
+            raise DriverError("open", driver="logging sample", subject=container.name, cause=error) from error
 
     def location(self, container: LogContainer) -> str:
         """Say where the file is, for ``transom inspect``."""
         return f"{container.directory}/{self.options.file}"
 
 
-class TextWriter(Writer):
+class SampleWriter(Writer):
     """The open file."""
 
     def __init__(self, fd: int) -> None:
@@ -50,7 +50,7 @@ class TextWriter(Writer):
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
             os.ftruncate(self._fd, start)
-            raise DriverError("write", driver="logging text", cause=error) from error
+            raise DriverError("write", driver="logging sample", cause=error) from error
         self._taken += sum(map(_lines, batch))
 
     def stats(self) -> LogStats:

@@ -7,10 +7,10 @@ from transom.errors import DriverError
 from transom.services.trees import copy_tree, measure_tree, remove_tree
 
 
-class Plain(Storage):
+class Sample(Storage):
     """Core keeps names, states and parents; what is left is to copy, to remove, and to say what to mount."""
 
-    name = "plain"
+    name = "sample"
     api = 1
     capabilities = frozenset({StorageCapability.RENAME_DIRECTORY, StorageCapability.STABLE_INODES})
 
@@ -23,7 +23,7 @@ class Plain(Storage):
             if parents:
                 copy_tree(self.root / parents[0], self.root / id)
         except OSError as error:
-            raise DriverError("prepare", driver="storage plain", subject=id, cause=error) from error
+            raise DriverError("prepare", driver="storage sample", subject=id, cause=error) from error
 
     def mounts(self, id: str, parents: tuple[str, ...], state: State) -> tuple[Mount, ...]:
         """Bind the directory; a view has none of its own and shows its parent's."""
@@ -35,7 +35,7 @@ class Plain(Storage):
         try:
             remove_tree(self.root / id)
         except OSError as error:
-            raise DriverError("remove", driver="storage plain", subject=id, cause=error) from error
+            raise DriverError("remove", driver="storage sample", subject=id, cause=error) from error
 
     def owned(self) -> frozenset[str]:
         """Every directory whose name can be an id."""

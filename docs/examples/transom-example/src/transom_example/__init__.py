@@ -1,1 +1,0 @@
-"""The smallest driver of each kind that passes its conformance suite."""
