@@ -27,7 +27,8 @@ def on_config(config):
     drivers = [{title: [f"drivers/{kind}-{name}.md" for name, _ in drivers_of(kind)]} for kind, title in KINDS.items()]
     contracts = ["reference/driver.md", *(f"reference/{kind}.md" for kind in KINDS)]
     suites = [f"suites/{kind}.md" for kind in KINDS]
-    sources = [f"suites/source/{name}.md" for name in suite_modules()]
+    named = {kind: [n for n in suite_modules() if n.partition(".")[0] == kind] for kind in KINDS}
+    sources = [{title: [f"suites/source/{n}.md" for n in named[kind]]} for kind, title in KINDS.items()]
     shown = [{"Suites": suites}, {"Sources of the suites": sources}]
     config["nav"] = [*config["nav"], {"Drivers": drivers}, {"Contracts": contracts}, *shown]
     return config
