@@ -7,11 +7,12 @@ import signal
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from transom.contract.logging import Chunk, LogCapability, LogContainer, Logging, Partial, Query, Reader, Stream, Writer
+from transom_conformance.logging.collector import Collector
 from transom_conformance.suite import Suite, World
 
 READ = pytest.mark.requires(LogCapability.READ)
@@ -212,11 +213,17 @@ class Base(Suite):
 
     kind = "logging"
     rotating: ClassVar[dict[str, str]] = {}
+    collector: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
     def log(self, world: World) -> Log:
-        """The log of one container."""
-        return Log(world, world.open())
+        """The log of one container, with a collector where the driver needs one."""
+        options: dict[str, str] = {}
+        if self.collector:
+            sink = Collector(world, self.collector)
+            sink.start()
+            options = {name.replace("-", "_"): value for name, value in sink.options.items()}
+        return Log(world, world.open(**options))
 
     @pytest.fixture
     def filled(self, log: Log, state: str) -> Iterator[Log]:
