@@ -18,6 +18,8 @@ def faulty(install, seeded):
     points = {"transom.conformance": ["auth.peer = seeded.auth:EXAMPLES"]}
     for (kind, name), (cls, _) in seeded.FAULTS.items():
         points.setdefault(f"transom.{kind}", []).append(f"{name} = {cls.__module__}:{cls.__qualname__}")
+        if example := getattr(cls, "examples", ""):
+            points["transom.conformance"].append(f"{kind}.{name} = {example}")
         if kind == "auth":
             points["transom.conformance"].append(f"auth.{name} = seeded.auth:EXAMPLES")
     return install(points)

@@ -4,9 +4,9 @@
 `test_seeded_faults`.
 """
 
-from seeded import auth, limits, logging, network, storage
+from seeded import auth, limits, logging, network, remote, storage
 from seeded.found import FAULTS
 
-CORRECT = (*storage.CORRECT, *network.CORRECT, *logging.CORRECT, *limits.CORRECT, *auth.CORRECT)
+CORRECT = (*storage.CORRECT, *network.CORRECT, *logging.CORRECT, *remote.CORRECT, *limits.CORRECT, *auth.CORRECT)
 
 __all__ = ["CORRECT", "FAULTS"]
