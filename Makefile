@@ -54,8 +54,13 @@ lock:  ## settle the constraints anew from their .in files
 packages:
 	@$(call install,$(DEBIAN))
 
-tested:
+tested: $(VENV)/node_modules/@fluent-org/logger
 	@$(call install,$(TESTED))
+
+# A collector that others wrote. Debian's npm and that of Node's own packages exclude each other: whichever is there.
+$(VENV)/node_modules/@fluent-org/logger:
+	@command -v npm >/dev/null || { $(call install,nodejs npm); }
+	@npm install --silent --no-audit --no-fund --no-save --prefix $(VENV) @fluent-org/logger@1.0.10 >/dev/null
 
 define install
 missing=$$(dpkg-query -W -f='$${db:Status-Abbrev} $${Package}\n' $(1) 2>&1 | grep -v '^ii' || true); \
