@@ -68,6 +68,11 @@ def test_a_distribution_asks_for_the_core_of_its_own_minor_version(folder):
     assert asked == wanted
 
 
+def test_the_engines_extra_brings_every_driver():
+    extra = project(ROOT / "engine")["optional-dependencies"]["drivers"]
+    assert extra == [f"{project(folder)['name']}>=0.1,<0.2" for folder in PLUGINS]
+
+
 @pytest.mark.parametrize("folder", PLUGINS, ids=label)
 def test_a_plugin_is_named_after_its_kind_and_driver(folder):
     kind, name = folder.parent.name, folder.name
