@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -179,6 +180,9 @@ def _timeless(tree: dict[bytes, Node]) -> dict[bytes, Node]:
 class Crashes(StorageCases):
     """What is left when a process is killed, a call fails, the disk is full or the power goes; and its repair."""
 
+    stride: ClassVar[int] = 1
+    """Each so-many-th call into the system is one to die or to fail at: more where a run of each takes too long."""
+
     # Crashes and repair
 
     def test_killed_at_any_step_a_layer_is_absent_or_whole(self, layers: Layers) -> None:
@@ -200,7 +204,7 @@ class Crashes(StorageCases):
             # Opening the driver and its records changes nothing: no use in dying there.
             step = calls_of(lambda: Snapshots(layers.world.open()).exists("base"))
             while True:
-                step += 1
+                step += self.stride
                 if operation is not prepare:
                     fresh = Layers(layers.world)
                     for key in ("child", "done"):
@@ -232,7 +236,7 @@ class Crashes(StorageCases):
     def test_killed_before_any_system_call_what_is_there_is_whole(self, layers: Layers, operation: str) -> None:
         """59: each call that touches the layers, those of SQLite and of other programs too; 40 of them when more."""
         scene = _Scene(layers, operation)
-        for call in sample(scene.calls(), 40):
+        for call in sample(scene.calls(), max(40 // self.stride, 2)):
             scene.arrange()
             died = killed_before(scene.act, call)
             scene.judge(f"{operation}, killed before {call.text}", expected=None if died else scene.after)
@@ -242,7 +246,7 @@ class Crashes(StorageCases):
         """61: with ENOSPC, EIO, EBUSY and EINTR in turn; what is reported done is done, what is not is in words."""
         scene = _Scene(layers, operation)
         codes = cycle((errno.ENOSPC, errno.EIO, errno.EBUSY, errno.EINTR))
-        for call, code in zip(sample(scene.calls(), 28), codes, strict=False):
+        for call, code in zip(sample(scene.calls(), max(28 // self.stride, 2)), codes, strict=False):
             scene.arrange()
             outcome = failed_at(scene.act, call, code)
             where = f"{operation}, {errno.errorcode[code]} at {call.text}: {outcome.error or 'no error'}"
@@ -313,7 +317,7 @@ class Crashes(StorageCases):
             step = calls_of(lambda: Snapshots(layers.world.open()).exists("base"))
             reached = True
             while reached:
-                step += 1
+                step += self.stride
                 again = Layers(layers.world)
                 if operation is not prepare:
                     again.active("child", "base")
@@ -356,7 +360,7 @@ class Crashes(StorageCases):
         for operation in (prepare, remove) if inherited else (prepare, commit, remove):
             step, reached = 0, True
             while reached:
-                step += 1
+                step += self.stride
                 if operation is not prepare:
                     prepare()
                 reached, outcome = faulted_at(operation, step, errno.EIO)
