@@ -104,6 +104,8 @@ class Mount(msgspec.Struct, frozen=True):
             ``workdir`` the kernel undoes backslashes, so a driver escapes ``\\`` and ``,`` there itself.
         readonly: mount it read-only.
         target: where, relative to the root of the layer; empty for the root itself.
+        remount: give what the previous one mounted at `target` more options (mount(2), MS_REMOUNT), for a file system
+            whose options do not fit into one call.
     """
 
     type: str
@@ -111,6 +113,7 @@ class Mount(msgspec.Struct, frozen=True):
     options: tuple[str, ...] = ()
     readonly: bool = False
     target: str = ""
+    remount: bool = False
 
 
 class IdRange(msgspec.Struct, frozen=True):

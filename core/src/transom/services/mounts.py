@@ -132,7 +132,8 @@ def mount_all(mounts: Sequence[Mount], target: str) -> None:
         for item in mounts:
             place = os.path.join(target, item.target) if item.target else target
             _mount_one(item, place)
-            done.append(place)
+            if not item.remount:
+                done.append(place)
     except BaseException:
         for place in reversed(done):
             unmount(place)
@@ -140,6 +141,9 @@ def mount_all(mounts: Sequence[Mount], target: str) -> None:
 
 
 def _mount_one(item: Mount, target: str) -> None:
+    if item.remount:
+        _mount_classic(item, target)
+        return
     if item.type == "bind":
         bind(item.source, target, readonly=item.readonly)
         return
@@ -166,7 +170,7 @@ def _mount_new(item: Mount, target: str) -> None:
             if not has_value:
                 _syscall("fsconfig", fs, _SET_FLAG, key.encode(), None, 0)
                 continue
-            if len(os.fsencode(value)) > _FSCONFIG_STRING_MAX and value.startswith("/"):
+            if len(os.fsencode(value)) > _FSCONFIG_STRING_MAX and os.path.isdir(value):
                 borrowed.append(os.open(value, os.O_PATH | os.O_CLOEXEC))
                 value = f"/proc/self/fd/{borrowed[-1]}"
             _syscall("fsconfig", fs, _SET_STRING, key.encode(), os.fsencode(value), 0)
@@ -198,7 +202,8 @@ def _mount_classic(item: Mount, target: str) -> None:
     data = ",".join(options)
     if len(os.fsencode(data)) >= os.sysconf("SC_PAGE_SIZE"):  # mount(2) would cut it off without a word
         raise OSError(errno.E2BIG, "mount options exceed one page on this kernel", target)
-    mount(item.source or "none", target, item.type, MS_RDONLY if item.readonly else 0, data)
+    flags = (MS_RDONLY if item.readonly else 0) | (MS_REMOUNT if item.remount else 0)
+    mount(item.source or "none", target, item.type, flags, data)
 
 
 def _escape(path: str) -> str:
