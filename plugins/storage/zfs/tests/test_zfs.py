@@ -1,0 +1,194 @@
+"""What is zfs's own: datasets that are somebody else's, removal that heals itself, what a host without it is told."""
+
+import errno
+import os
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from transom.contract.storage import State
+from transom.drivers import Drivers
+from transom.errors import ConfigError, DriverError
+from transom.services.mounts import mount_all, private_namespace, privately, unmount
+from transom_conformance.faults import fork, wait
+from transom_storage_zfs import Zfs
+from transom_storage_zfs.command import understood, zfs
+
+real = pytest.mark.skipif(
+    not os.path.exists("/dev/zfs") or shutil.which("zpool") is None, reason="needs a kernel with ZFS, and zpool"
+)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A function that opens the driver anew over one root."""
+
+    def open(**options):
+        given = {f"zfs.{key}": value for key, value in options.items()}
+        return Drivers(state=tmp_path / "s", run=tmp_path / "r").storage("zfs", given, where="--storage-opt")
+
+    return open
+
+
+def prepare(driver, id, *parents, size=None):
+    driver.prepare(id=id, parents=parents, size=size, idmap=None)
+
+
+def inside(driver, tmp_path, id, function, *parents, state=State.ACTIVE):
+    place = tmp_path / "place"
+    place.mkdir(exist_ok=True)
+    mounts = driver.mounts(id=id, parents=parents, state=state)
+
+    def run():
+        mount_all(mounts, str(place))
+        try:
+            return function(place)
+        finally:
+            unmount(str(place))
+
+    return privately(run)
+
+
+@pytest.mark.parametrize("name", ["-r", "/tank", "tank/", "tank@snap", "a b"])
+def test_a_name_that_is_no_datasets_is_refused(opened, name):
+    with pytest.raises(ConfigError) as caught:
+        opened(fsname=name)
+    assert str(caught.value) == (
+        "storage driver zfs (from --storage-opt): zfs.fsname must be the name of a dataset such as tank/layers, not"
+        f" {name!r}"
+    )
+
+
+def test_the_probe_says_what_is_missing(opened):
+    probe = opened().probe()
+    assert not probe.usable
+    if os.path.exists("/dev/zfs"):
+        assert probe.reason.endswith("is not on ZFS: name a dataset with zfs.fsname, or put the data root on one")
+    else:
+        assert probe.reason == (
+            "the kernel has no ZFS: load the module (modprobe zfs, of Debian's zfs-dkms), or use the driver overlay2"
+        )
+
+
+def test_without_zfs_what_fails_is_told_in_words(opened):
+    if shutil.which("zfs") is not None:
+        pytest.skip("zfs is installed: nothing is missing")
+    with pytest.raises(DriverError) as caught:
+        prepare(opened(fsname="tank/layers"), "base")
+    assert str(caught.value) == (
+        "storage zfs: prepare base failed: zfs is not installed: apt-get install zfsutils-linux"
+    )
+
+
+def test_a_root_elsewhere_is_told_which_option_to_use(opened, tmp_path):
+    with pytest.raises(DriverError) as caught:
+        prepare(opened(), "base")
+    root = tmp_path / "s" / "storage" / "zfs"
+    assert str(caught.value) == (
+        f"storage zfs: prepare base failed: {root} is not on ZFS; name a dataset with zfs.fsname"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("cannot open 'tank/x': dataset does not exist", errno.ENOENT),
+        ("cannot destroy 'tank/x': dataset is busy", errno.EBUSY),
+        ("cannot create 'tank/x': dataset already exists", errno.EEXIST),
+        ("cannot destroy 'tank/x': filesystem has dependent clones", errno.ENOTEMPTY),
+        ("cannot create 'tank/x': out of space", errno.ENOSPC),
+        ("cannot create 'tank/x': permission denied", errno.EPERM),
+        ("something new", errno.EIO),
+    ],
+)
+def test_what_zfs_says_is_understood(said, code):
+    assert (understood(said).errno, understood(said).strerror) == (code, said)
+
+
+@real
+def test_what_is_somebody_elses_is_neither_listed_nor_removed(opened, pool):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "mine")
+    zfs("create", "-o", "mountpoint=legacy", f"{pool}/layers/precious")
+    other = Zfs(options=driver.options, root=driver.root.parent / "other", run=driver.run)
+    prepare(other, "theirs")
+    assert driver.owned() == {"mine"}
+    assert other.owned() == {"theirs"}
+    driver.remove(id="mine")
+    assert f"{pool}/layers/precious" in zfs("list", "-H", "-o", "name")
+
+
+@real
+def test_a_missing_dataset_is_named_with_what_makes_it(opened, pool):
+    probe = opened(fsname=f"{pool}/absent").probe()
+    assert probe.reason == (
+        f"cannot open '{pool}/absent': dataset does not exist; make it: zfs create -o mountpoint=none {pool}/absent"
+    )
+    assert opened(fsname=f"{pool}/layers").probe().usable
+
+
+@real
+def test_a_layer_removed_in_use_goes_when_it_no_longer_is_and_its_parents_too(opened, pool, tmp_path):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "base")
+    driver.commit(id="base", parents=())
+    prepare(driver, "used", "base")
+    mounts = driver.mounts(id="used", parents=("base",), state=State.ACTIVE)
+    place = tmp_path / "held"
+    place.mkdir()
+    ready, tell = os.pipe()
+
+    def hold():
+        private_namespace()
+        mount_all(mounts, str(place))
+        os.write(tell, b"!")
+        time.sleep(600)
+
+    pid = fork(hold)
+    os.close(tell)
+    try:
+        assert os.read(ready, 1) == b"!"
+        driver.remove(id="used")
+        driver.remove(id="base")
+        assert driver.owned() == frozenset()
+        assert driver.recover() == []
+    finally:
+        os.kill(pid, 9)
+        wait(pid)
+        os.close(ready)
+    assert driver.recover() == [
+        f"storage zfs: destroyed {id}, which was in use when it was removed" for id in ("used", "base")
+    ]
+    assert driver.recover() == []
+    assert zfs("list", "-H", "-r", "-d", "1", "-o", "name", f"{pool}/layers").split() == [f"{pool}/layers"]
+
+
+@real
+@pytest.mark.parametrize("order", [("source", "copy"), ("copy", "source")])
+def test_a_clone_and_what_it_was_made_of_can_go_in_any_order(opened, pool, tmp_path, order):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "base")
+    driver.commit(id="base", parents=())
+    prepare(driver, "source", "base")
+    inside(driver, tmp_path, "source", lambda top: (top / "a").write_text("1"), "base")
+    driver.clone(id="copy", source="source", parents=("base",))
+    first, second = order
+    driver.remove(id=first)
+    assert inside(driver, tmp_path, second, lambda top: (top / "a").read_text(), "base") == "1"
+    driver.remove(id=second)
+    driver.remove(id="base")
+    assert driver.owned() == frozenset()
+
+
+@real
+def test_a_removal_that_was_begun_by_hand_is_finished(opened, pool):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "base")
+    driver.commit(id="base", parents=())
+    zfs("destroy", f"{pool}/layers/base@committed")
+    driver.remove(id="base")
+    subprocess.run(["zfs", "create", f"{pool}/layers/other"], check=True)
+    driver.remove(id="base")
+    assert driver.owned() == frozenset()
