@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from transom.contract.storage import ChangeKind, State
+from transom.contract.storage import ChangeKind, State, StorageCapability
 from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError, NotSupported
 from transom.services.differ import compare
@@ -36,19 +36,29 @@ def prepare(driver, id, *parents):
     driver.prepare(id=id, parents=parents, size=None, idmap=None)
 
 
-def test_a_size_is_refused_with_the_reason(tmp_path):
-    options = Overlay2Options(size=1 << 30)
-    driver = Overlay2(options=options, root=tmp_path / "root", run=tmp_path / "run")
-    probe = driver.probe()
-    assert not probe.usable
-    assert probe.reason == (
-        "overlay2.size needs project quotas, which this driver does not set up; leave the option out, or give the"
-        " driver's root a file system of its own"
-    )
-    with pytest.raises(NotSupported) as caught:
-        prepare(driver, "a")
-    assert str(caught.value) == f"storage driver overlay2: {probe.reason}"
-    assert not (tmp_path / "root").exists()
+def test_a_size_is_refused_with_the_reason_where_it_cannot_be_kept(tmp_path):
+    (tmp_path / "tmpfs").mkdir()
+    place = tmp_path / "tmpfs"
+
+    def check():
+        mount("tmpfs", str(place), "tmpfs")
+        driver = Overlay2(options=Overlay2Options(size=1 << 30), root=place / "root", run=tmp_path / "run")
+        assert StorageCapability.QUOTA not in driver.capabilities
+        with pytest.raises(NotSupported) as caught:
+            Snapshots(driver).prepare("a", None, size=1 << 20)
+        return driver.probe(), str(caught.value), os.listdir(place)
+
+    probe, said, made = privately(check)
+    reason = f"tmpfs at {place} has no project quotas on this kernel; ext4 and xfs have them (prjquota, pquota)"
+    assert (probe.usable, probe.reason) == (False, f"overlay2.size cannot be kept: {reason}")
+    assert said == f"storage driver overlay2 does not support sizes here: {reason}"
+    assert made == []
+
+
+def test_the_class_declares_quotas_and_an_instance_where_it_has_them(driver):
+    assert StorageCapability.QUOTA in Overlay2.capabilities
+    assert (StorageCapability.QUOTA in driver.capabilities) == (not driver.lacking_quota)
+    assert driver.status()["Project Quota"] == (driver.lacking_quota or "true")
 
 
 def test_options_are_checked_in_words(tmp_path):
@@ -247,6 +257,7 @@ def test_status_says_what_was_found(driver):
         "Native Overlay Diff": "true",
         "Mount Options": "index=off, metacopy=off, redirect_dir=off",
         "Maximum Depth": "499",
+        "Project Quota": driver.lacking_quota or "true",
     }
 
 

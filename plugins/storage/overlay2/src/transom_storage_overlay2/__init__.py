@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import msgspec
 
-from transom.contract import Probe
+from transom.contract import Capability, Probe
 from transom.contract.storage import Change, IdMap, Mount, State, Storage, StorageCapability, Usage
 from transom.errors import DriverError, NotSupported
 from transom.services.options import Size
@@ -17,16 +17,21 @@ from transom.services.options import Size
 _OFF = ("index", "metacopy", "redirect_dir")
 """Kept off whatever the kernel's default: with them on, an upper directory is not the whole difference."""
 _PARAMETERS = "/sys/module/overlay/parameters"
-_SIZE_REFUSED = (
-    "storage driver overlay2: overlay2.size needs project quotas, which this driver does not set up;"
-    " leave the option out, or give the driver's root a file system of its own"
-)
 
 
 class Overlay2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a user can set; see `Overlay2.option_docs`."""
 
     size: Size | None = msgspec.field(default=None, name="overlay2.size")
+
+
+class _Capabilities(frozenset[StorageCapability]):
+    """What the class declares, and for an instance what the file system of its `root` lets it do of that."""
+
+    def __get__(self, driver: Overlay2 | None, _owner: type | None = None) -> frozenset[StorageCapability]:
+        if driver is None:
+            return self
+        return self - {StorageCapability.QUOTA} if driver.lacking_quota else frozenset(self)
 
 
 class Overlay2(Storage):
@@ -36,9 +41,9 @@ class Overlay2(Storage):
     api: ClassVar[int] = 1
     Options: ClassVar[type[msgspec.Struct]] = Overlay2Options
     option_docs: ClassVar[dict[str, str]] = {
-        "overlay2.size": "The most bytes a container may write; refused for now: it needs project quotas.",
+        "overlay2.size": "The most bytes that a container may write, where it does not say so itself: a project quota.",
     }
-    capabilities = frozenset({StorageCapability.SHARED_PARENT, StorageCapability.DIFF})
+    capabilities = _Capabilities({StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.QUOTA})
 
     @cached_property
     def max_depth(self) -> int:  # type: ignore[override]  # asks the kernel when first needed
@@ -53,24 +58,49 @@ class Overlay2(Storage):
         each, fixed = len(os.fsencode(self._diff("x" * 20))) + 1, 256
         return min(128, (os.sysconf("SC_PAGE_SIZE") - fixed) // each - 3)
 
+    @property
+    def container_size(self) -> int | None:  # type: ignore[override]  # the contract's is a plain attribute
+        """The option ``overlay2.size``."""
+        size: int | None = self.options.size
+        return size
+
+    @cached_property
+    def lacking_quota(self) -> str:
+        """Why layers cannot have a size here; empty when they can."""
+        from transom_storage_overlay2.probe import existing, filesystem_of
+        from transom_storage_overlay2.quota import lacking
+
+        place = existing(os.fspath(self.root))
+        return lacking(place, filesystem_of(place))
+
+    def unsupported(self, needs: Capability) -> NotSupported:
+        """Say why there are no sizes here."""
+        if needs is not StorageCapability.QUOTA:
+            return super().unsupported(needs)
+        return NotSupported(f"storage driver overlay2 does not support sizes here: {self.lacking_quota}")
+
     def probe(self) -> Probe:
         """Mount a real overlay on the file system that will hold `root`, in a namespace of its own, and use it."""
-        if self.options.size is not None:
-            return Probe(usable=False, reason=_SIZE_REFUSED.partition(": ")[2])
+        if self.options.size is not None and self.lacking_quota:
+            return Probe(usable=False, reason=f"overlay2.size cannot be kept: {self.lacking_quota}")
         from transom_storage_overlay2.probe import probe
 
         return probe(os.fspath(self.root))
 
     def prepare(self, id: str, parents: tuple[str, ...], size: int | None, idmap: IdMap | None) -> None:
         """Make the two directories; the root of the layer looks like its parent's."""
-        if self.options.size is not None:
-            raise NotSupported(_SIZE_REFUSED)
         from transom.services.trees import copy_attributes
 
         layer = f"{self.root}/{id}"
         try:
             os.makedirs(self.root, mode=0o711, exist_ok=True)
             os.mkdir(layer, 0o700)
+            if size is not None:
+                from transom_storage_overlay2.quota import bound
+
+                with open(f"{layer}/size", "w") as file:
+                    file.write(f"{size}\n")
+                bound(layer, size)
             os.mkdir(f"{layer}/work", 0o700)
             os.mkdir(f"{layer}/diff", 0o755)
             if parents:
@@ -116,6 +146,10 @@ class Overlay2(Storage):
         from transom.services.trees import remove_tree
 
         try:
+            if os.path.exists(f"{self.root}/{id}/size"):
+                from transom_storage_overlay2.quota import unbound
+
+                unbound(f"{self.root}/{id}")
             remove_tree(f"{self.root}/{id}")
         except OSError as error:
             raise self._failed("remove", id, error) from error
@@ -153,6 +187,7 @@ class Overlay2(Storage):
             "Native Overlay Diff": "true",
             "Mount Options": ", ".join(self._switches),
             "Maximum Depth": str(self.max_depth),
+            "Project Quota": self.lacking_quota or "true",
         }
 
     def _diff(self, id: str) -> str:
