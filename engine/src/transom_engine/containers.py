@@ -21,6 +21,7 @@ from transom_engine.model import Config, Container, EndpointSettings, HostConfig
 from transom_engine.supervisor import launch, now, remove_runtime_state
 
 if TYPE_CHECKING:
+    from transom.services.snapshots import Snapshots
     from transom_engine.engine import Engine
     from transom_engine.images.store import Image
 
@@ -71,6 +72,10 @@ class Containers:
             return self._settle(id)
         finally:
             lock.release()
+
+    def settled(self, id: str) -> Container | None:
+        """Do what `settle` says; the caller holds the container's lock."""
+        return self._settle(id)
 
     def _settle(self, id: str) -> Container | None:
         """Do what `settle` says, under the container's lock and with no supervisor alive."""
@@ -201,17 +206,22 @@ class Containers:
 
     def _build(self, container: Container, image: Image) -> None:
         """Make what a container consists of besides its record: the layer, the directory, the volumes."""
-        from transom.services.options import parse_size
         from transom_engine.layers import init_layer
 
         snapshots = self.engine.snapshots(container.driver)
-        given = container.host_config.storage_opt.get("size")
-        size = parse_size(given) if given else snapshots.driver.container_size
         parent = init_layer(self.engine, image, snapshots)
-        snapshots.prepare(container.id, parent, size=size)
+        snapshots.prepare(container.id, parent, size=self.size_of(container, snapshots))
         directory = self.engine.container_dir(container.id)
         os.makedirs(directory, mode=0o710)
         self.engine.volumes.provide(container)
+
+    @staticmethod
+    def size_of(container: Container, snapshots: Snapshots) -> int | None:
+        """Return the most bytes its layer may hold, by its own words or the storage driver's options."""
+        from transom.services.options import parse_size
+
+        given = container.host_config.storage_opt.get("size")
+        return parse_size(given) if given else snapshots.driver.container_size
 
     def run(
         self,

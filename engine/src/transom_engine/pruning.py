@@ -45,7 +45,8 @@ def unneeded_layers(engine: Engine, snapshots: Snapshots) -> list[Layer]:
     layers = list(snapshots.walk())
     parents = {layer.key: layer.parent for layer in layers}
     chains = engine.images.chain_ids()
-    roots = {container.id for container in engine.state.containers()}
+    # A container that was moved to another driver needs nothing here.
+    roots = {container.id for container in engine.state.containers() if container.driver == snapshots.driver.name}
     roots |= chains | {f"init-{chain}" for chain in chains} | {"init-scratch"}
     needed: set[str] = set()
     for key in roots & parents.keys():

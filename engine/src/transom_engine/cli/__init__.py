@@ -59,11 +59,12 @@ _COMMANDS = {
     "drivers": ("drivers", "List and inspect drivers"),
     "image": ("groups", "Manage images"),
     "network": ("network", "Manage networks"),
+    "storage": ("storage", "Manage where containers are stored"),
     "system": ("system", "Manage the engine"),
     "volume": ("volume", "Manage volumes"),
 }
 
-_ACTS_ON = {"image": "image", "config": "system", "doctor": "system", "system": "system"}
+_ACTS_ON = {"image": "image", "config": "system", "doctor": "system", "storage": "system", "system": "system"}
 """The kind of object that the commands of a module act on, in an auth driver's words; others act on containers."""
 
 
