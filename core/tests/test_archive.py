@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import random
 import shutil
 import stat
 import struct
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from transom.contract.storage import Change, ChangeKind
 from transom.errors import ConfigError, Conflict, NotSupported
+from transom.services import archive
 from transom.services.archive import extract, write, write_tree
 from transom.services.differ import compare
 
@@ -879,3 +881,60 @@ def test_no_descriptor_is_left_open(tmp_path):
         with pytest.raises(ConfigError):
             unpack(tmp_path, *entries)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# Ordinary headers, which have a way of their own through here
+
+
+def some_info(dice):
+    kinds = [tarfile.REGTYPE, DIR, SYMLINK, LINK, FIFO, CHAR]
+    info = tarfile.TarInfo(dice.choice(["a", f"d/{'x' * dice.randrange(40, 120)}", "d/\u00e9", ".", "d/"]))
+    info.type, info.mode = dice.choice(kinds), dice.randrange(0o10000)
+    info.uid, info.gid = dice.choice([0, 0, 1000, 8**7 - 1, 8**7, 2**31]), dice.choice([0, 5])
+    info.size = dice.choice([0, 5, 700]) if info.isreg() else 0
+    info.mtime = dice.choice([0, 1, 1_700_000_000, 1_700_000_000, -5, 8**11])
+    info.linkname = "l" * dice.randrange(1, 110) if info.type in (SYMLINK, LINK) else ""
+    headers = {}
+    if dice.random() < 0.6:
+        headers["mtime"] = f"{dice.choice([info.mtime, 17])}.{dice.randrange(10**9):09d}"
+    if dice.random() < 0.2:
+        headers[f"SCHILY.xattr.user.{dice.choice('ab')}"] = dice.choice(["v", "x=\n", "w" * 600])
+    if dice.random() < 0.1:
+        headers["comment"] = "odd"
+    info.pax_headers = headers
+    return info
+
+
+def test_an_ordinary_header_is_the_one_that_tarfile_makes():
+    dice, ordinary = random.Random(1), 0
+    for _ in range(3000):
+        info = some_info(dice)
+        made = archive._plain_header(info)
+        ordinary += bool(made)
+        assert made in (b"", info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+    assert ordinary > 300
+
+
+@pytest.mark.parametrize("chunk", [700, 5000, 1 << 20])
+def test_an_ordinary_header_is_read_as_tarfile_reads_it(monkeypatch, chunk):
+    monkeypatch.setattr(archive, "CHUNK", chunk)
+    dice, out, ordinary = random.Random(2), io.BytesIO(), 0
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for _ in range(400):
+            info = some_info(dice)
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    facts = ("name", "mode", "uid", "gid", "size", "type", "linkname", "pax_headers")
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+        wanted = [[getattr(member, fact) for fact in facts] for member in tar]
+    stream = archive._Stream(io.BytesIO(out.getvalue()))
+    tar, found = tarfile.TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape"), []
+    while True:
+        member = archive._plain_member(tar, stream)
+        ordinary += member is not None
+        member = member or tar.next()
+        if member is None:
+            break
+        stream.headers = 0
+        found.append([getattr(member, fact) for fact in facts])
+    assert found == wanted
+    assert ordinary > 50 or chunk < 1536

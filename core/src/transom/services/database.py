@@ -93,6 +93,11 @@ def close(db: sqlite3.Connection, path: str | os.PathLike[str]) -> None:
     goes on doing so when a commit finds the log long. A second connection of this process would lose its locks here
     (fcntl(2): they end when any descriptor of the file is closed).
     """
-    with closing(os.open(path, os.O_RDWR | os.O_CLOEXEC)) as fd:
+    try:
+        opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # read-only, or gone: there is nothing to be moved
+        db.close()
+        return
+    with closing(opened) as fd:
         fcntl.fcntl(fd, _F_OFD_SETLK, _SHARED)
         db.close()
