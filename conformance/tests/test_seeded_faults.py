@@ -22,6 +22,9 @@ def faulty(install, seeded):
             points["transom.conformance"].append(f"{kind}.{name} = {example}")
         if kind == "auth":
             points["transom.conformance"].append(f"auth.{name} = seeded.auth:EXAMPLES")
+    for cls in seeded.CORRECT:
+        if cls.__module__.startswith("seeded."):  # the others are installed
+            points.setdefault(f"transom.{cls.kind}", []).append(f"{cls.name} = {cls.__module__}:{cls.__qualname__}")
     return install(points)
 
 

@@ -1,21 +1,24 @@
 """Storage drivers with one fault each, and the case that must find it."""
 
+import io
 import os
+import random
 import shutil
 import stat
 import subprocess
+import tarfile
 import threading
 import time
 
 from seeded.found import found_by
 from transom.contract import Probe
-from transom.contract.storage import Mount, State, StorageCapability, Usage
-from transom.errors import DriverError
+from transom.contract.storage import ChangeKind, Mount, State, StorageCapability, Usage
+from transom.errors import ConfigError, DriverError
 from transom.services import mounts
-from transom.services.trees import copy_tree
+from transom.services.archive import extract
+from transom.services.differ import compare
+from transom.services.trees import copy_tree, remove_tree
 from transom_storage_vfs import Vfs
-
-CORRECT = (Vfs,)
 
 
 class Spoiled(Vfs):
@@ -228,3 +231,301 @@ class LeaksAMount(Vfs):
         place = self.root.parent / "leak"
         place.mkdir(exist_ok=True)
         mounts.mount("tmpfs", str(place), "tmpfs")
+
+
+class Lists(Vfs):
+    """Correct: lists changes and unpacks by itself, as core would."""
+
+    name = "lists"
+    capabilities = Vfs.capabilities | {StorageCapability.DIFF, StorageCapability.APPLY, StorageCapability.CLONE}
+
+    def changes(self, id, parents):
+        lower = str(self.root / parents[0]) if parents else None
+        return iter(self.listed(list(compare(lower=lower, upper=str(self.root / id)))))
+
+    def listed(self, changes):
+        return changes
+
+    def apply(self, id, parents, stream):
+        return extract(stream=stream, root=str(self.root / id))
+
+    def clone(self, id, source, parents):
+        copy_tree(self.root / source, self.root / id)
+
+
+@found_by("test_changes_are_listed_exactly")
+class ListsNoDeletions(Lists):
+    def listed(self, changes):
+        return [change for change in changes if change.kind is not ChangeKind.DELETED]
+
+
+@found_by("test_changes_are_listed_exactly")
+class ListsBackwards(Lists):
+    def listed(self, changes):
+        return changes[::-1]
+
+
+@found_by("test_a_change_of_the_same_size_is_seen_however_soon")
+class LooksAtTimesOnly(Lists):
+    def changes(self, id, parents):
+        def same(change):
+            try:
+                now, was = (os.lstat(os.path.join(os.fsencode(self.root / i), change.path)) for i in (id, parents[0]))
+            except FileNotFoundError:
+                return False
+            return (now.st_size, now.st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+
+        return iter([change for change in super().changes(id, parents) if not same(change)])
+
+
+@found_by("test_a_change_of_metadata_alone_is_a_change")
+class SeesNoChangedOwners(Lists):
+    def changes(self, id, parents):
+        def merely_owned(change):
+            try:
+                now, was = (os.lstat(os.path.join(os.fsencode(self.root / i), change.path)) for i in (id, parents[0]))
+            except FileNotFoundError:
+                return False
+            return now.st_uid != was.st_uid and now.st_mode == was.st_mode and now.st_mtime_ns == was.st_mtime_ns
+
+        return iter([change for change in super().changes(id, parents) if not merely_owned(change)])
+
+
+@found_by("test_a_diff_is_the_same_bytes_every_time")
+class ListsInAnyOrder(Lists):
+    def listed(self, changes):
+        return random.sample(changes, len(changes))
+
+
+@found_by("test_no_entry_of_a_tar_leads_out_of_the_layer")
+class FollowsLinksWhenUnpacking(Lists):
+    def apply(self, id, parents, stream):
+        data = io.BytesIO(stream.read())
+        try:
+            return super().apply(id, parents, data)
+        finally:
+            data.seek(0)
+            with tarfile.open(fileobj=data) as tar:
+                for member in tar:
+                    path = self.root / id / member.name
+                    if member.isreg() and path.parent.is_dir():
+                        path.write_bytes(b"x")
+
+
+@found_by("test_a_damaged_tar_is_refused_in_words_and_the_layer_is_removable")
+class TakesWhateverItGets(Lists):
+    def apply(self, id, parents, stream):
+        try:
+            return super().apply(id, parents, stream)
+        except ConfigError:
+            return 0
+
+
+class Repacks(Lists):
+    """Unpacks the tar without some of what it says."""
+
+    def apply(self, id, parents, stream):
+        out, data = io.BytesIO(), io.BytesIO(stream.read())
+        options = {"encoding": "utf-8", "errors": "surrogateescape"}
+        with tarfile.open(fileobj=data, **options) as tar, tarfile.open(fileobj=out, mode="w", **options) as new:
+            for member in tar:
+                if self.keeps(member):
+                    new.addfile(member, tar.extractfile(member) if member.isreg() else None)
+        return super().apply(id, parents, io.BytesIO(out.getvalue()))
+
+
+@found_by("test_what_was_deleted_is_deleted_where_its_diff_is_applied")
+class UnpacksNoWhiteouts(Repacks):
+    def keeps(self, member):
+        return not os.path.basename(member.name).startswith(".wh.")
+
+
+@found_by("test_owners_are_kept_over_the_whole_range")
+class UnpacksWithoutOwners(Repacks):
+    def keeps(self, member):
+        member.pax_headers = {k: v for k, v in member.pax_headers.items() if k not in ("uid", "gid")}
+        member.uid = member.gid = 0
+        return True
+
+
+@found_by("test_extended_attributes_are_kept")
+class UnpacksWithoutAttributes(Repacks):
+    def keeps(self, member):
+        member.pax_headers = {k: v for k, v in member.pax_headers.items() if not k.startswith("SCHILY")}
+        return True
+
+
+@found_by("test_times_are_kept_to_the_nanosecond")
+class UnpacksWholeSeconds(Repacks):
+    def keeps(self, member):
+        member.pax_headers = {k: v for k, v in member.pax_headers.items() if k != "mtime"}
+        member.mtime = int(member.mtime)
+        return True
+
+
+@found_by("test_a_clone_is_equal_and_independent")
+class ClonesByLinks(Lists):
+    def clone(self, id, source, parents):
+        shutil.copytree(self.root / source, self.root / id, copy_function=os.link, symlinks=True)
+
+
+@found_by("test_a_clone_is_equal_and_independent")
+class ClonesTheParent(Lists):
+    def clone(self, id, source, parents):
+        self.prepare(id=id, parents=parents, size=None, idmap=None)
+
+
+@found_by("test_the_deepest_chain_works_and_one_more_is_refused")
+class GoesLessDeepThanItSays(Vfs):
+    max_depth = 20
+
+    def prepare(self, id, parents, size, idmap):
+        if len(parents) > 15:
+            raise DriverError("prepare", driver="storage", subject=id, cause="too deep")
+        super().prepare(id, parents, size, idmap)
+
+
+@found_by("test_writing_in_a_child_changes_neither_parent_nor_sibling")
+class RemovesTheParentToo(Vfs):
+    parents = {}
+
+    def prepare(self, id, parents, size, idmap):
+        super().prepare(id, parents, size, idmap)
+        self.parents[id] = parents[:1]
+
+    def remove(self, id):
+        super().remove(id)
+        for parent in self.parents.get(id, ()):
+            super().remove(parent)
+
+
+@found_by("test_a_removal_that_was_interrupted_is_finished")
+class OwnsOnlyWhatIsWhole(Vfs):
+    def prepare(self, id, parents, size, idmap):
+        super().prepare(id, parents, size, idmap)
+        os.chmod(self.root / id, 0o755)
+        (self.root / f"{id}.Whole").touch()
+
+    def remove(self, id):
+        (self.root / f"{id}.Whole").unlink(missing_ok=True)
+        super().remove(id)
+
+    def owned(self):
+        return frozenset(id for id in super().owned() if (self.root / f"{id}.Whole").exists())
+
+
+@found_by("test_a_removal_that_was_interrupted_is_finished")
+class ForgetsWhatItIsRemoving(Vfs):
+    def remove(self, id):
+        doomed = self.root / f"{id}.Removing"
+        if (self.root / id).exists():
+            os.rename(self.root / id, doomed)
+        remove_tree(doomed)
+
+
+@found_by("test_names_that_mean_deletion_in_a_tar_are_plain_names_in_a_layer")
+class TakesNamesForDeletions(Spoiled):
+    def spoil_entry(self, path, status):
+        if os.path.basename(path).startswith(".wh."):
+            os.unlink(path)
+
+
+@found_by("test_owner_and_mode_alone_can_change")
+class ClearsSetuid(Spoiled):
+    def spoil_entry(self, path, status):
+        if status.st_mode & 0o4000 and not stat.S_ISLNK(status.st_mode):
+            os.chmod(path, status.st_mode & 0o777)
+
+
+@found_by("test_every_way_of_writing_works_on_a_file_of_the_parent")
+class CutsFilesShort(Spoiled):
+    def spoil_entry(self, path, status):
+        if stat.S_ISREG(status.st_mode) and status.st_size > 5000:
+            os.truncate(path, 5000)
+
+
+@found_by("test_fifos_and_sockets_work_in_a_layer")
+class MakesFilesOfFifos(Spoiled):
+    def spoil_entry(self, path, status):
+        if stat.S_ISFIFO(status.st_mode):
+            os.unlink(path)
+            open(path, "w").close()
+
+
+@found_by("test_many_threads_make_children_of_one_parent")
+class HasOneStageForAll(Vfs):
+    def prepare(self, id, parents, size, idmap):
+        stage = self.root / "Stage"
+        if parents:
+            copy_tree(self.root / parents[0], stage)
+            os.rename(stage, self.root / id)
+        else:
+            super().prepare(id, parents, size, idmap)
+
+
+@found_by("test_usage_counts_what_was_written")
+class CountsLinksTwice(Vfs):
+    def usage(self, id, parents):
+        found = [os.lstat(os.path.join(d, n)) for d, names, files in os.walk(self.root / id) for n in (*names, *files)]
+        return Usage(size=sum(status.st_blocks for status in found) * 512, inodes=len(found) + 1)
+
+
+@found_by("test_usage_counts_what_was_written")
+class ClaimsToShareTheParent(Vfs):
+    capabilities = Vfs.capabilities | {StorageCapability.SHARED_PARENT}
+
+
+@found_by("test_a_layer_without_a_record_is_removed_and_strangers_are_left_alone")
+class RemovesStrangers(Vfs):
+    def recover(self):
+        for name in os.listdir(self.root):
+            if name not in self.owned():
+                remove_tree(self.root / name)
+        return []
+
+
+@found_by("test_everything_is_there_after_a_restart")
+class AlwaysRepairsSomething(Vfs):
+    def recover(self):
+        return ["storage: tidied up"]
+
+
+@found_by("test_everything_is_there_after_a_restart")
+class RemembersInMemory(Vfs):
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.made = set()
+
+    def prepare(self, id, parents, size, idmap):
+        super().prepare(id, parents, size, idmap)
+        self.made.add(id)
+
+    def usage(self, id, parents):
+        return super().usage(id, parents) if id in self.made else Usage(size=0, inodes=0)
+
+
+@found_by("test_odd_owners_and_modes_survive_a_remount")
+class TouchesWhatItCommits(Vfs):
+    def commit(self, id, parents):
+        os.utime(self.root / id)
+        super().commit(id, parents)
+
+
+@found_by("test_what_was_committed_survives_a_power_loss")
+class SyncsTooSoon(Vfs):
+    def commit(self, id, parents):
+        super().commit(id, parents)
+        copy_tree(self.root / id, self.root / f"{id}.Copy")
+        remove_tree(self.root / id)
+        os.rename(self.root / f"{id}.Copy", self.root / id)
+
+
+@found_by("test_a_file_of_the_parent_can_be_linked_and_its_first_name_removed")
+class LosesSmallDirectories(Spoiled):
+    def spoil(self, copy):
+        for directory, names, files in list(os.walk(copy)):
+            if directory != str(copy) and len(names) + len(files) < 2:
+                shutil.rmtree(directory)
+
+
+CORRECT = (Vfs, Lists)

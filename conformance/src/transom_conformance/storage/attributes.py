@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import os
 import stat
+import tarfile
 from pathlib import Path
 
+from transom.errors import NotSupported
+from transom.services.mounts import mount, privately
 from transom_conformance.storage.cases import StorageCases
 from transom_conformance.storage.layers import Fill, Layers, Node, put
+from transom_conformance.suite import World
 
 
 class Attributes(StorageCases):
@@ -64,6 +68,44 @@ class Attributes(StorageCases):
         assert set(base[b"f"].attributes) == {"security.capability", "user.text", "system.posix_acl_access"}
         assert set(base[b"d"].attributes) == {"trusted.bytes", "system.posix_acl_default"}
         assert set(base[b"l"].attributes) == {"trusted.link"}
+
+    def test_attributes_that_cannot_be_kept_are_refused_never_dropped(self, world: World) -> None:
+        """41: on a file system without any, a driver says that it cannot run, refuses the tar, or has its own store."""
+        plain, home = world.path / "plain", world.path
+        plain.mkdir()
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            entry = tarfile.TarInfo("file")
+            entry.pax_headers = {"SCHILY.xattr.user.text": "kept"}
+            tar.addfile(entry)
+
+        def run() -> None:
+            mount("ramfs", str(plain), "ramfs")
+            world.path = plain
+            driver = world.open()
+            probe = driver.probe()
+            if not probe.usable:
+                assert probe.reason
+                return
+            layers = Layers(world)
+            try:
+                layers.active("a")
+                try:
+                    layers.snapshots.apply("a", io.BytesIO(out.getvalue()))
+                except NotSupported as error:
+                    told = str(error)
+                else:
+                    told = ""
+                kept = layers.tree("a").get(b"file")
+                assert "extended attribute 'user.text'" in told or (kept and kept.attributes == {"user.text": b"kept"})
+                layers.remove_all()
+            finally:
+                layers.close()
+
+        try:
+            privately(run)
+        finally:
+            world.path = home
 
     def test_hard_links_stay_one_file(self, layers: Layers) -> None:
         """42: across directories, with more than two names, links of fifos and of symbolic links too."""

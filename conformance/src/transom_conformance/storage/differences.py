@@ -79,6 +79,21 @@ class Differences(StorageCases):
         assert layers.tree("sibling") == wanted
         assert 0 <= size <= len(tar)
 
+    def test_what_was_deleted_is_deleted_where_its_diff_is_applied(self, layers: Layers) -> None:
+        """29, 34: files, full directories, and a directory that was made again."""
+        layers.committed("base", fill=put(kept="1", file="1", d__a="1", e__f__g="1", again__old="1"))
+
+        def change(top: Path) -> None:
+            for name in ("file", "d", "e/f", "again"):
+                clear(top / name)
+            put(again__new="2")(top)
+
+        layers.active("child", "base", change)
+        layers.active("sibling", "base")
+        layers.snapshots.apply("sibling", io.BytesIO(layers.diff("child")))
+        assert sorted(layers.tree("sibling")) == [b".", b"again", b"again/new", b"e", b"kept"]
+        assert layers.tree("sibling") == layers.tree("child")
+
     @pytest.mark.parametrize("seed", range(4))
     def test_the_diffs_of_a_chain_make_the_same_tree_in_a_plain_directory(self, layers: Layers, seed: int) -> None:
         """34: so they do with any other driver."""

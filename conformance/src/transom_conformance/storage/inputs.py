@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from transom.errors import ConfigError
+from transom.errors import ConfigError, TransomError
+from transom.services.mounts import bind, privately
 from transom_conformance.storage.cases import StorageCases
 from transom_conformance.storage.layers import Layers
 from transom_conformance.suite import World
@@ -59,3 +61,47 @@ class Inputs(StorageCases):
         """72: status is JSON-able, an error names driver, operation and id."""
         assert msgspec.json.encode(layers.driver.status())
         assert all(isinstance(text, str) for pair in layers.driver.status().items() for text in pair)
+
+    def test_records_of_a_newer_release_are_refused(self, layers: Layers) -> None:
+        """70: nothing is changed by one that does not understand them."""
+        layers.committed("base")
+        layers.close()
+        path = f"{layers.driver.root}.layers/layers.db"
+
+        def say(version: int) -> None:
+            db = sqlite3.connect(path, isolation_level=None)
+            db.execute(f"PRAGMA user_version = {version}")
+            db.close()
+
+        say(99)
+        again = Layers(layers.world)
+        for attempt in (lambda: again.snapshots.stat("base"), again.snapshots.recover):
+            with pytest.raises(ConfigError, match="newer"):
+                attempt()
+        again.close()
+        say(1)
+        assert layers.snapshots.exists("base")
+
+    def test_on_a_file_system_that_became_read_only_every_change_is_refused_in_words(self, layers: Layers) -> None:
+        """70: and what is there stays."""
+        layers.committed("base")
+        layers.active("child", "base")
+        layers.close()
+        home = layers.world.path / "state"
+
+        def run() -> None:
+            bind(str(home), str(home), readonly=True)
+            again = Layers(layers.world)
+            attempts: tuple[Callable[[], object], ...] = (
+                lambda: again.snapshots.prepare("new", "base"),
+                lambda: again.snapshots.commit("child", "done"),
+                lambda: again.snapshots.remove("child"),
+            )
+            for attempt in attempts:
+                with pytest.raises(TransomError):
+                    attempt()
+            again.close()
+
+        privately(run)
+        assert [layer.key for layer in layers.snapshots.walk()] == ["base", "child"]
+        assert layers.snapshots.check() == []

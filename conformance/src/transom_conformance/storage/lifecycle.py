@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,20 @@ class LifeCycle(StorageCases):
                 layers.snapshots.remove("b")
         assert seen == ["base", "a", "b"]
         assert [layer.key for layer in layers.snapshots.walk()] == ["base", "a"]
+
+    def test_when_a_layer_was_made_is_kept(self, layers: Layers) -> None:
+        """11: in nanoseconds, through commit and restart; nothing else of a record can be changed."""
+        before = time.time_ns()
+        layers.active("a")
+        after = time.time_ns()
+        made = layers.snapshots.stat("a").created
+        assert before <= made <= after
+        layers.snapshots.commit("a", "b")
+        again = layers.reopen()
+        try:
+            assert again.snapshots.stat("b").created == made
+        finally:
+            again.close()
 
     def test_closing_twice_is_harmless(self, layers: Layers) -> None:
         """13."""
