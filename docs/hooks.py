@@ -440,4 +440,24 @@ def _subcommands(name, module):
     return ": " + ", ".join(f"`{sub}`" for sub in names) if names else ""
 
 
-TABLES = {"config": config_table, "ignored": ignored_table, "order": order_table, "commands": commands_table}
+def storage_cases_table():
+    """The cases of the storage suite, with the numbers that their docstrings begin with."""
+    from transom_conformance.storage import StorageSuite
+
+    rows = []
+    for cls in reversed(StorageSuite.__mro__):
+        for name, case in vars(cls).items():
+            if name.startswith("test_"):
+                numbers, text = re.fullmatch(r"([\d, ]+)[:.]\s*(.*)", inspect.getdoc(case), re.DOTALL).groups()
+                sentence = name.removeprefix("test_").replace("_", " ")
+                rows.append(f"| {numbers} | {sentence} | {' '.join(text.split())} |")
+    return "\n".join(["| number | case | what it looks at |", "|---|---|---|", *rows])
+
+
+TABLES = {
+    "config": config_table,
+    "ignored": ignored_table,
+    "order": order_table,
+    "commands": commands_table,
+    "storage_cases": storage_cases_table,
+}

@@ -146,6 +146,13 @@ def test_every_command_is_listed(site):
     assert [name for name in names if f"transom {name}" not in text] == []
 
 
+def test_every_number_of_the_catalogue_of_storage_cases_has_a_case_or_a_reason(site):
+    rows = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs" / "storage-cases.md").read_text(), re.M)
+    rows += re.findall(r"<td>([\d, ]+)</td>", (site / "storage-cases.html").read_text())
+    found = {int(number) for row in rows for number in row.split(",")}
+    assert sorted({*range(1, 73)} - found) == [49]  # which the page says itself
+
+
 def test_every_configuration_shown_is_valid(tmp_path):
     shown = [
         text
