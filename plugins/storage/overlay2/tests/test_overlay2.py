@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from transom.contract.storage import ChangeKind, State, StorageCapability
+from transom.contract.storage import ChangeKind, Mount, State, StorageCapability
 from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError, NotSupported
 from transom.services.differ import compare
@@ -143,6 +143,45 @@ def test_as_many_layers_as_an_old_kernel_gets_fit_into_one_page(driver, monkeypa
 
     privately(check)
     assert os.listdir(driver.root / ids[-1] / "diff") == ["new"]
+
+
+@pytest.mark.parametrize("over", [-1, 0, 1])
+def test_options_are_never_cut_at_the_end_of_the_page(driver, tmp_path, over):
+    """mount(2) takes a page, its closing NUL included, and drops what is beyond it without a word."""
+    from transom.services import mounts
+
+    prepare(driver, "base")
+    prepare(driver, "top", "base")
+    (item,) = driver.mounts(id="top", parents=("base",), state=State.ACTIVE)
+    (tmp_path / "merged").mkdir()
+    page = os.sysconf("SC_PAGE_SIZE")
+    lowers, rest = [], ",".join(o for o in item.options if not o.startswith("lowerdir+="))
+    while (room := page - 1 + over - len(rest) - len("lowerdir=,") - sum(len(path) + 1 for path in lowers) + 1) > 1:
+        name = min(200, room - len(f"{tmp_path}/") - 1)
+        if room - (len(f"{tmp_path}/") + name + 1) < len(f"{tmp_path}/") + 3:  # too little for another: take it all
+            name = room - len(f"{tmp_path}/") - 1
+        lowers.append(f"{tmp_path}/{len(lowers):02d}{'x' * (name - 2)}")
+        os.makedirs(lowers[-1])
+        if len(lowers[-1]) + 1 >= room:
+            break
+    options = (*(f"lowerdir+={path}" for path in lowers), *(o for o in item.options if not o.startswith("lowerdir+=")))
+    padded = Mount(type="overlay", source="overlay", options=options)
+    length = len(f"lowerdir={':'.join(lowers)},{rest}")
+    assert length == page - 1 + over
+
+    def check():
+        if length >= page:
+            with pytest.raises(OSError, match="mount options exceed one page"):
+                mounts._mount_classic(padded, str(tmp_path / "merged"))
+        else:
+            mounts._mount_classic(padded, str(tmp_path / "merged"))
+            unmount(str(tmp_path / "merged"))
+        mount_all([padded], str(tmp_path / "merged"))
+        (tmp_path / "merged" / f"new{over}").touch()
+        unmount(str(tmp_path / "merged"))
+
+    privately(check)
+    assert os.listdir(driver.root / "top" / "diff") == [f"new{over}"]
 
 
 @pytest.mark.parametrize("name", ["co:lon", "com,ma", "back\\slash"])

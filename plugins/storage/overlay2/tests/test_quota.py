@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from transom.contract.storage import State
 from transom.services.mounts import mount_all, privately
 from transom_conformance.disks import disk, lacking
 from transom_conformance.storage.limits import Limits
@@ -76,7 +77,7 @@ def test_copying_up_counts_and_the_image_does_not(driver, tmp_path):
     (driver.root / "base" / "diff" / "large").write_bytes(os.urandom(16 * MEBIBYTE))
     driver.commit(id="base", parents=())
     driver.prepare(id="child", parents=("base",), size=8 * MEBIBYTE, idmap=None)
-    mounts = driver.mounts(id="child", parents=("base",), state="active")
+    mounts = driver.mounts(id="child", parents=("base",), state=State.ACTIVE)
     (tmp_path / "merged").mkdir()
 
     def check():
