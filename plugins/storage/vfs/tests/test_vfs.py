@@ -1,6 +1,9 @@
 """What is vfs's own: what it says of its price, its layout, its errors."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,7 @@ from transom.contract.storage import State
 from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError
 from transom.services.mounts import mount, privately
+from transom_conformance.disks import disk, lacking
 from transom_storage_vfs import Vfs, can_reflink
 
 
@@ -113,3 +117,25 @@ def test_a_file_system_that_cannot_keep_attributes_is_named(tmp_path):
         )
 
     privately(check)
+
+
+@pytest.mark.skipif(bool(lacking("btrfs")), reason=lacking("btrfs"))
+def test_where_blocks_can_be_shared_a_copy_takes_none(tmp_path):
+    place = Path(tempfile.mkdtemp(dir=disk("btrfs")))
+    driver = Vfs(options=Vfs.Options(), root=place / "root", run=tmp_path)
+    assert driver.probe().reason == f"copies every layer; {place} shares the blocks of copies (reflink)"
+    prepare(driver, "base")
+    (driver.root / "base" / "large").write_bytes(os.urandom(64 << 20))
+    driver.commit(id="base", parents=())
+
+    def free():
+        os.sync()
+        found = os.statvfs(place)
+        return found.f_bavail * found.f_frsize
+
+    before = free()
+    prepare(driver, "child", "base")
+    assert before - free() < 16 << 20
+    for id in ("child", "base"):
+        driver.remove(id=id)
+    shutil.rmtree(place)
