@@ -192,3 +192,29 @@ def test_orders_run_between_batches_and_their_answers_wait_for_the_supervisor():
         answer()
     assert answers == ["", "integer division or modulo by zero"]
     assert writer.text() == b"000000001\norder\n"
+
+
+class Moving(Slow):
+    """A writer whose sink takes two lines in each attempt to flush, and no more than ten."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate.set()
+        self.delivered = 0
+
+    def flush(self, timeout):
+        self.delivered = min(self.delivered + 2, 10)
+        return self.stats().taken == self.delivered
+
+    def stats(self):
+        return LogStats(taken=self.text().count(b"\n"), delivered=self.delivered)
+
+
+@pytest.mark.parametrize(("lines", "delivered"), [(8, 8), (14, 10)])
+def test_a_sink_that_moves_gets_what_is_left_at_the_end(lines, delivered):
+    writer = Moving()
+    feed = Feed(writer, linger=30.0, complain=print)
+    feed.put([line(n) for n in range(lines)])
+    feed.close()
+    assert (feed.status().delivered, feed.status().pending) == (delivered, lines - delivered)
+    assert writer.closed

@@ -5,7 +5,7 @@ import os
 import msgspec
 
 from seeded.found import found_by
-from transom.contract.logging import Query, Stream, Writer
+from transom.contract.logging import Query, Reader, Stream, Writer
 from transom_logging_json_file import JsonFile
 
 replace = msgspec.structs.replace
@@ -176,3 +176,41 @@ class ClosesOnce(Tampered):
 class RefusesToRemoveWhatNeverWas(JsonFile):
     def remove(self, container):
         os.unlink(self.location(container))
+
+
+class Reading(Reader):
+    """Stands around a reader and passes everything on."""
+
+    def __init__(self, inner, path):
+        self.inner, self.path, self.size = inner, path, 0
+
+    def next(self, timeout):
+        return self.inner.next(timeout)
+
+    def close(self):
+        self.inner.close()
+
+
+@found_by("test_following_goes_on_behind_an_emptied_file")
+class IsLostBehindAnEmptiedFile(JsonFile):
+    class Reader(Reading):
+        def next(self, timeout):
+            size, self.size = self.size, os.stat(self.path).st_size
+            return self.inner.next(timeout) if self.size >= size else None
+
+    def read(self, container, query):
+        return self.Reader(super().read(container, query), self.location(container))
+
+
+@found_by("test_reading_ends_whatever_a_file_holds")
+class StumblesOverDamage(JsonFile):
+    class Reader(Reading):
+        def next(self, timeout):
+            batch = self.inner.next(timeout)
+            for chunk in batch or ():
+                if chunk.data.startswith(b"transom: "):
+                    raise ValueError("not a record")
+            return batch
+
+    def read(self, container, query):
+        return self.Reader(super().read(container, query), self.location(container))

@@ -74,7 +74,8 @@ class Feed:
         alone: it is the container's only one. Another, when it does not move for long, drops and counts instead of
             holding up the container and with it the others.
         patience: seconds without progress after which `close` gives up.
-        wake: called from the feed's thread when `answers` or `lost` have news.
+        linger: seconds for which `close` lets a sink that takes lines go on taking what the driver still has.
+        wake: called from the feed's thread when `answers`, `lost` or `full` have news.
         complain: told, once for each row of failures, what the driver raised.
     """
 
@@ -86,11 +87,13 @@ class Feed:
         delivery: Delivery = Delivery(),
         alone: bool = True,
         patience: float = 10.0,
+        linger: float = 0.0,
         wake: Callable[[], object] = lambda: None,
         complain: Callable[[str], object],
     ) -> None:
         self.name, self.delivery = name, delivery
         self._writer, self._alone, self._patience = writer, alone, patience
+        self._linger = linger
         self._wake, self._complain = wake, complain
         self._changed = Condition()
         self._thread: Thread | None = None
@@ -217,8 +220,11 @@ class Feed:
                 orders, self._orders = self._orders, []
             if batch:
                 self._write(batch)
+                was_full = self.full
                 with self._changed:
                     self._bytes -= sum([len(item.data) for item in batch if isinstance(item, Chunk)])
+                if was_full:
+                    self._wake()
             for order in orders:
                 self._obey(*order)
             self._moved = monotonic()
@@ -286,6 +292,18 @@ class Feed:
 
     def _shut(self) -> None:
         try:
+            self._deliver()
             self._writer.close(timeout=self._patience / 2)
         except Exception as error:
             self._complain(str(error))
+
+    def _deliver(self) -> None:
+        """Let the driver deliver what it has taken, for as long as that moves."""
+        end = monotonic() + self._linger
+        while monotonic() < end:
+            before = self._writer.stats()
+            if before.taken <= before.delivered + before.dropped or self._writer.flush(timeout=self._patience / 2):
+                return
+            if self._writer.stats().delivered == before.delivered:
+                return
+            self._moved = monotonic()

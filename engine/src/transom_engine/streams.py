@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from transom.contract.logging import Chunk, Partial, Stream
 
-READ_SIZE = 1 << 18
+READ_SIZE = 1 << 20
 FRAGMENT = 16384
 """The longest piece of a line that a log driver gets, in bytes: Docker's limit."""
 _PIPE_SIZE = 1 << 20
@@ -64,9 +64,9 @@ class Splitter:
         return [self._fragment(rest, now, last=True) if self._line else Chunk(self._stream, now, rest)]
 
     def _lines(self, lines: bytes, now: int) -> Sequence[Chunk]:
-        pieces = [line + b"\n" for line in lines.split(b"\n")[:-1]]  # splitlines() would split at \r too
-        if not self._line and max(map(len, pieces)) <= FRAGMENT:
+        if not self._line and _none_longer(lines):
             return [Chunk(self._stream, now, lines)]
+        pieces = [line + b"\n" for line in lines.split(b"\n")[:-1]]  # splitlines() would split at \r too
         chunks: list[Chunk] = []
         plain: list[bytes] = []
 
@@ -98,6 +98,17 @@ class Splitter:
         if last:
             self._line = ""
         return chunk
+
+
+def _none_longer(lines: bytes) -> bool:
+    """Say whether no line is longer than a fragment, looking at one newline in each piece of that length only."""
+    at, size = 0, len(lines)
+    while size - at > FRAGMENT:
+        end = lines.rfind(b"\n", at, at + FRAGMENT)
+        if end < 0:
+            return False
+        at = end + 1
+    return True
 
 
 def _whole_characters(piece: bytes) -> bytes:

@@ -47,7 +47,11 @@ _CLIENT_LIMIT = 1 << 20
 """How many bytes may wait for a command that reads slowly before the container has to."""
 _SINK_PATIENCE, _FILE_PATIENCE = 1.0, 20.0
 """Seconds that a log driver may make no progress at the end of a run: one whose sink is elsewhere, and one of files."""
+_LAST_CHANCE = 30.0
+"""Seconds for which a sink that moves may go on taking the lines of a container that is removed when it ends."""
 _TELL_PAUSE = 1.0
+_FULL_PAUSE = 0.5
+"""Seconds between two looks at a full queue; its thread says when there is room, but not that it is stuck."""
 _DRAIN = 2.0
 """Seconds to wait for the end of a dead process's output, which a stranger may hold open."""
 
@@ -392,6 +396,7 @@ class Supervisor:
 
     def _open_logs(self, container: Container) -> None:
         plans = logplan.plans(self.engine, container)
+        linger = _LAST_CHANCE if container.host_config.auto_remove else _SINK_PATIENCE
         self.splitters = {stream: Splitter(stream) for stream in Stream}
         self.told, self.tell_at = {}, 0.0
         self.undo.append(self._close_logs)
@@ -399,7 +404,7 @@ class Supervisor:
             remote = LogCapability.REMOTE in plan.driver.capabilities
             feed = Feed(
                 plan.open(), name=plan.name, delivery=plan.delivery, alone=len(plans) == 1,
-                patience=_SINK_PATIENCE if remote else _FILE_PATIENCE, wake=self._nudge,
+                patience=_SINK_PATIENCE if remote else _FILE_PATIENCE, linger=linger, wake=self._nudge,
                 complain=partial(self._complain, plan.name),
             )  # fmt: skip
             self.feeds.append(feed)
@@ -641,7 +646,7 @@ class Supervisor:
         times = [t for t in (self.kill_at, self.restart_at) if t]
         times += [p.drain_until for p in self._processes() if p.code is not None]
         if any(feed.full for feed in self.feeds):
-            times.append(time.monotonic() + 0.005)
+            times.append(time.monotonic() + _FULL_PAUSE)
         if any(feed.lost != self.told.get(feed.name, 0) for feed in self.feeds):
             times.append(self.tell_at)
         return max(0, int((min(times) - time.monotonic()) * 1000) + 1) if times else -1
@@ -693,10 +698,11 @@ class Supervisor:
             return
         if not data:
             return
-        payload = wire.frame(wire.STDOUT if stream is Stream.STDOUT else wire.STDERR, data)
-        for client in process.clients:
-            client.out += payload
-            self._flush(client)
+        if process.clients:
+            payload = wire.frame(wire.STDOUT if stream is Stream.STDOUT else wire.STDERR, data)
+            for client in list(process.clients):
+                client.out += payload
+                self._flush(client)
         if process is self.main_process and self.feeds:
             chunks = self.splitters[stream].feed(data)
             for feed in self.feeds if chunks else ():

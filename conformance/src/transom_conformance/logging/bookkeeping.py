@@ -37,6 +37,7 @@ class Bookkeeping(Base):
         log.driver.check(container=log.container)
 
     def test_the_counts_of_a_writer_add_up(self, log: Log) -> None:
+        """Case L41."""
         writer = log.open()
         assert writer.stats().taken == 0
         writer.write([out(b"one\ntwo\n"), err(b"three\n"), *fragments(OUT, b"x" * 40_000 + b"\n"), out(b"end")])
@@ -55,6 +56,7 @@ class Bookkeeping(Base):
 
     @READ
     def test_closing_a_reader_frees_all_it_held_and_twice_is_harmless(self, world: World, log: Log) -> None:
+        """Case T35."""
         writer = log.open()
         writer.write([out(numbered(0, 1000))])
         before = census(world.path)

@@ -34,6 +34,7 @@ class Faults(Base):
     @READ
     @pytest.mark.parametrize("rotating", [False, True], ids=["one file", "rotating"])
     def test_a_killed_writer_loses_nothing_that_it_took(self, world: World, rotating: bool) -> None:
+        """Case K56."""
         if rotating and not self.rotating:
             pytest.skip("the suite's class names no rotating options")
         chance = random.Random()
@@ -65,6 +66,7 @@ class Faults(Base):
 
     @READ
     def test_a_full_disk_refuses_whole_batches_and_writing_goes_on_when_there_is_space(self, world: World) -> None:
+        """Case K57."""
         directory = world.path / "small"
         directory.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(directory)]
@@ -97,6 +99,7 @@ class Faults(Base):
 
     @READ
     def test_a_torn_end_costs_the_torn_record_only(self, log: Log) -> None:
+        """Case K54."""
         chance = random.Random()
         file = log.file()
         kept: list[int] = []
@@ -119,6 +122,7 @@ class Faults(Base):
         ids=["zeros", "ones", "lines", "beginnings"],
     )
     def test_a_damaged_region_is_skipped_and_reported(self, log: Log, garbage: bytes) -> None:
+        """Case K55."""
         log.keep([out(numbered(i, 1), i * SECOND) for i in range(200)])
         file = log.file()
         middle = file.stat().st_size // 2
@@ -136,6 +140,23 @@ class Faults(Base):
         assert numbers(log.read(Query(since=START + 150 * SECOND))) == list(range(150, 200))
         log.keep([out(numbered(200, 1), 200 * SECOND)])
         assert numbers(log.read())[-1] == 200
+
+    @READ
+    def test_reading_ends_whatever_a_file_holds(self, log: Log) -> None:
+        """Case K58."""
+        log.keep([out(numbered(0, 10))])
+        file = log.file()
+        whole = file.read_bytes()
+        chance = random.Random(58)
+        for _ in range(40):
+            noise = bytearray(whole)
+            for _ in range(chance.randrange(1, 30)):
+                noise[chance.randrange(len(noise))] = chance.randrange(256)
+            cut = chance.randrange(len(noise))
+            file.write_bytes(bytes(noise[:cut]) + chance.randbytes(chance.randrange(300)) + bytes(noise[cut:]))
+            for query in (Query(), Query(tail=3), Query(since=START), Query(until=START)):
+                for chunk in log.read(query):
+                    assert len(chunk.data) < 10 * len(whole), "a length that noise says is not believed"
 
     def test_opening_in_a_directory_that_is_gone_raises_driver_error(self, log: Log) -> None:
         if not log.driver.location(container=log.container):

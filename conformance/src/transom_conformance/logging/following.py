@@ -47,6 +47,7 @@ class Following(Base):
     @READ
     @pytest.mark.parametrize("tail", [None, 0, 1, 7])
     def test_following_an_empty_log_gives_all_that_comes_and_then_ends(self, log: Log, tail: int | None) -> None:
+        """Case T27."""
         writer = log.open()
         reader = log.reader(Query(follow=True, tail=tail))
         chunks: list[Chunk] = []
@@ -73,6 +74,7 @@ class Following(Base):
         ids=named,
     )
     def test_following_from_the_middle_gives_what_was_asked_for(self, log: Log, query: Query, want: range) -> None:
+        """Case T27."""
         writer = log.open()
         for i in range(10):
             writer.write([out(b"%d\n" % i, i)])
@@ -92,6 +94,7 @@ class Following(Base):
 
     @READ
     def test_following_shows_last_words_without_a_newline(self, log: Log) -> None:
+        """Case P12."""
         writer = log.open()
         reader = log.reader(Query(follow=True))
         writer.write([out(b"hello\n"), out(b"world", 1)])
@@ -119,6 +122,7 @@ class Following(Base):
 
     @READ
     def test_following_through_many_rotations_loses_nothing(self, world: World) -> None:
+        """Case T28."""
         if not self.rotating:
             pytest.skip("the suite's class names no rotating options")
         self._follow_at_full_speed(world, Log(world, world.open(**self.rotating)))
@@ -140,7 +144,22 @@ class Following(Base):
         assert numbers(log.read()) == list(range(120_000))
 
     @READ
+    def test_following_goes_on_behind_an_emptied_file(self, log: Log) -> None:
+        """Case T30."""
+        writer = log.open()
+        writer.write([out(numbered(0, 50))])
+        reader = log.reader(Query(follow=True))
+        before = numbers(reader.next(PATIENCE) or ())
+        os.truncate(log.file(), 0)
+        writer.write([out(numbered(50, 20), 1)])
+        after = drain(reader, enough=lambda found: bool(found) and numbers(found)[-1:] == [69])
+        writer.close(timeout=5)
+        assert before + numbers(after) == list(range(70))
+        assert numbers(drain(reader)) == []
+
+    @READ
     def test_a_follower_that_reads_nothing_does_not_hold_the_writer_up(self, log: Log) -> None:
+        """Case T29."""
         writer = log.open()
         log.reader(Query(follow=True))
         begin = time.monotonic()
@@ -169,6 +188,7 @@ class Following(Base):
         "query", [Query(), Query(tail=4321), Query(since=START + 150), Query(until=START + 99)], ids=named
     )
     def test_reading_crosses_rotated_files(self, world: World, query: Query) -> None:
+        """Case R20."""
         if not self.rotating:
             pytest.skip("the suite's class names no rotating options")
         log = Log(world, world.open(**self.rotating))

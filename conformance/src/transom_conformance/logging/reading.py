@@ -52,6 +52,7 @@ class Reading(Base):
         ids=named,
     )
     def test_an_empty_log_has_no_lines(self, log: Log, state: str, query: Query) -> None:
+        """Case T26."""
         writer = log.open()
         if state == "stopped":
             writer.close(timeout=5)
@@ -61,6 +62,7 @@ class Reading(Base):
     @STATE
     @pytest.mark.parametrize("tail", [0, 1, 2, 9, 10, 11, 1000])
     def test_tail_gives_that_many_lines(self, filled: Log, state: str, tail: int) -> None:
+        """Case T25."""
         want = [b"line %d\n" % i for i in range(max(0, 10 - tail), 10)]
         assert [line for _, line in lines(filled.read(Query(tail=tail)))] == want
 
@@ -86,6 +88,7 @@ class Reading(Base):
     def test_since_and_until_are_inclusive(
         self, filled: Log, state: str, since: int | None, until: int | None, want: range
     ) -> None:
+        """Case T25."""
         at = [None if mark is None else START + mark * SECOND for mark in (since, until)]
         found = lines(filled.read(Query(since=at[0], until=at[1])))
         assert [line for _, line in found] == [b"line %d\n" % i for i in want]
@@ -93,6 +96,7 @@ class Reading(Base):
     @READ
     @STATE
     def test_since_and_until_tell_nanoseconds_apart(self, log: Log, state: str) -> None:
+        """Case T25."""
         writer = log.open()
         writer.write([out(b"%d\n" % i, i) for i in range(5)])
         if state == "stopped":
@@ -103,6 +107,7 @@ class Reading(Base):
     @STATE
     @pytest.mark.parametrize(("tail", "want"), [(2, range(8, 10)), (20, range(5, 10))])
     def test_tail_and_since_both_hold(self, filled: Log, state: str, tail: int, want: range) -> None:
+        """Case T25."""
         found = lines(filled.read(Query(tail=tail, since=START + 5 * SECOND)))
         assert [line for _, line in found] == [b"line %d\n" % i for i in want]
 
@@ -115,12 +120,14 @@ class Reading(Base):
 
     @READ
     def test_tail_of_one_stream_gives_lines_of_that_stream(self, log: Log) -> None:
+        """Case T32."""
         log.keep([*(out(b"out %d\n" % i, i) for i in range(20)), *(err(b"err %d\n" % i, 20 + i) for i in range(50))])
         found = lines(log.read(Query(tail=3, streams=frozenset({OUT}))))
         assert found == [(OUT, b"out %d\n" % i) for i in (17, 18, 19)]
 
     @READ
     def test_tail_counts_lines_and_not_fragments(self, log: Log) -> None:
+        """Case P15."""
         long = b"x" * 70_000 + b"\n"
         log.keep([out(b"first\n", 1), *fragments(OUT, long, 2), out(b"last\n", 3)])
         assert lines(log.read(Query(tail=2))) == [(OUT, long), (OUT, b"last\n")]

@@ -29,6 +29,7 @@ class Writing(Base):
 
     @READ
     def test_lines_come_back_in_order_with_their_stream_and_time(self, log: Log) -> None:
+        """Case F2."""
         chunks = [out(b"one\ntwo\n", 1), err(b"three\n", 2), out(b"four\n", 1_000), err(b"five\nsix\n", 123_456_789)]
         log.keep(chunks)
         found = log.read()
@@ -57,6 +58,7 @@ class Writing(Base):
 
     @READ
     def test_empty_lines_and_carriage_returns_are_kept(self, log: Log) -> None:
+        """Case F5."""
         log.keep([out(b"\n\n"), err(b"\n"), out(b"dos\r\n\r\nbar\rfoo\n"), out(b" \n\t\n")])
         assert lines(log.read()) == [
             (OUT, b"\n"),
@@ -72,12 +74,14 @@ class Writing(Base):
     @READ
     @pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, 2 * LIMIT, 1 << 20])
     def test_fragments_join_to_their_line(self, log: Log, size: int) -> None:
+        """Cases P10 and P14."""
         line = bytes(random.Random(size).choices(b'abcdefghijklmnopqrstuvwxyz"\\<>', k=size)) + b"\n"
         log.keep([out(b"before\n"), *fragments(OUT, line, 5), out(b"after\n", 6)])
         assert lines(log.read()) == [(OUT, b"before\n"), (OUT, line), (OUT, b"after\n")]
 
     @READ
     def test_fragments_of_two_streams_do_not_mix(self, log: Log) -> None:
+        """Case P11."""
         first, second = b"o" * 50_000 + b"\n", b"e" * 60_000 + b"\n"
         pairs = zip(fragments(OUT, first), fragments(ERR, second), strict=True)
         log.keep([chunk for pair in pairs for chunk in pair])
@@ -85,17 +89,20 @@ class Writing(Base):
 
     @READ
     def test_output_without_a_newline_at_the_end_is_kept(self, log: Log) -> None:
+        """Case P12."""
         log.keep([out(b"whole\nlast words")])
         assert lines(log.read()) == [(OUT, b"whole\n"), (OUT, b"last words")]
 
     @READ
     def test_text_in_every_script_comes_back_exactly(self, log: Log) -> None:
+        """Case B19."""
         text = 'åß 漢字 \U0001f680 \u2028\u2029 \ufeff \ufffd <b>&"\\/\x7f\x1b[31m {"log":"x\\n"} \\n\n'.encode()
         log.keep([out(text), err(text * 3)])
         assert lines(log.read()) == [(OUT, text)] + [(ERR, text)] * 3
 
     @READ
     def test_every_byte_value_comes_back_or_is_replaced_one_for_one(self, log: Log) -> None:
+        """Case B17."""
         data = bytes(b for b in range(256) if b != 10) + b"|\xe2\x82|\xed\xa0\x80|\xc0\xaf|\xf4\x90\x80\x80\n"
         log.keep([out(data)])
         ((_, found),) = lines(log.read())
@@ -104,6 +111,7 @@ class Writing(Base):
 
     @READ
     def test_random_bytes_keep_their_lines(self, log: Log) -> None:
+        """Case B17."""
         chance = random.Random(7)
         data = [chance.randbytes(chance.randrange(200)).replace(b"\n", b"") + b"\n" for _ in range(500)]
         log.keep([out(b"".join(data))])
@@ -114,6 +122,7 @@ class Writing(Base):
 
     @READ
     def test_a_clock_that_is_set_back_loses_and_moves_nothing(self, log: Log) -> None:
+        """Case T31."""
         chunks = [out(b"a\n", 10 * SECOND), out(b"b\n", 2 * SECOND), out(b"c\n", 11 * SECOND)]
         log.keep(chunks)
         assert [(c.time, c.data) for c in log.read()] == [(c.time, c.data) for c in chunks]

@@ -13,7 +13,7 @@ PREFIX = b'{"log":"'
 _SHORT = {b"\\": b"\\\\", b'"': b'\\"', b"\r": b"\\r"}
 _NUMBERED = [bytes([code]) for code in (*range(0x20), *b"<>&") if code not in b"\r\n"]
 _ESCAPES = _SHORT | {one: b"\\u%04x" % ord(one) for one in _NUMBERED}
-_SPECIAL = b"".join(_ESCAPES)
+_ORDINARY = bytes(code for code in range(256) if bytes([code]) not in _ESCAPES)
 
 codecs.register_error("transom.json-file", lambda error: _invalid(error))
 
@@ -26,9 +26,10 @@ def _invalid(error: UnicodeError) -> tuple[str, int]:
 
 def escape(data: bytes) -> bytes:
     """Return the data as the inside of a JSON string, in Docker's bytes, with its newlines as they are."""
-    if len(data.translate(None, _SPECIAL)) != len(data):
+    if special := data.translate(None, _ORDINARY):
         for plain, escaped in _ESCAPES.items():
-            data = data.replace(plain, escaped)
+            if plain in special:
+                data = data.replace(plain, escaped)
     if not data.isascii():
         data = data.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
         try:
