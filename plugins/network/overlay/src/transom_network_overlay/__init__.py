@@ -1,0 +1,464 @@
+"""The network driver ``overlay``: one network over several hosts, by VXLAN (RFC 7348), with etcd as their memory.
+
+On each host the network is a VXLAN device, and a container's interface is a macvlan child of it: so neighbours on one
+host meet without a bridge, and no firewall of the host sees their frames. The device learns nothing and floods nothing;
+what the hosts know of each other's endpoints is in etcd (`store`), and written to the kernel from there (`forwarding`).
+Whoever joins writes its own record and reads everybody else's in one step, so it can reach them before it starts; the
+others hear of it by watching (`following`).
+
+When etcd is away, what works goes on working: nothing that the kernel knows hangs on it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Annotated, ClassVar, TypeVar
+
+import msgspec
+
+from transom.contract import Probe
+from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability
+from transom.errors import ConfigError, Conflict, DriverError
+from transom.services import interfaces, netlink
+from transom.services.files import Lock, write_atomic
+from transom.services.interfaces import INTERFACE_DOCS, InterfaceOptions
+from transom.services.netlink import Session
+from transom.services.options import Duration
+from transom.services.parents import ParentDriver
+from transom_network_overlay import forwarding
+from transom_network_overlay.etcd import Away, Etcd, Tls, towards
+from transom_network_overlay.store import LAST_VNI, Member, Peer, Store, Stored
+
+T = TypeVar("T")
+
+DRIVER = "network overlay"
+OVERHEAD = {4: 50, 6: 70}
+"""Bytes that VXLAN puts around a frame: IP, UDP, VXLAN and the inner Ethernet header (RFC 7348, section 5)."""
+_AWAY = 10.0
+"""Seconds for which nobody who leaves waits again for etcd, when it was away."""
+_MODE_BRIDGE = 4
+_ID, _LOCAL, _LEARNING, _PROXY, _PORT, _LOCAL6 = 1, 4, 7, 11, 15, 17
+
+
+class OverlayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
+    """What the config says of the driver (``transom.driver-opts``)."""
+
+    etcd: tuple[str, ...] = ()
+    etcd_ca: str = ""
+    etcd_cert: str = ""
+    etcd_key: str = ""
+    etcd_prefix: Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9_.-]+)+$")] = "/transom"
+    host: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
+    address: str = ""
+    port: Annotated[int, msgspec.Meta(ge=1024, le=49151)] = 4789
+    lease: Duration = 15.0
+    grace: Duration = 600.0
+
+    def __post_init__(self) -> None:
+        """Check addresses, and what goes together."""
+        for url in self.etcd:
+            if not url.startswith(("http://", "https://")) or len(url.rstrip("/").split("/")) != 3:
+                raise ValueError(f"etcd: {url!r} is not a member such as http://10.0.0.1:2379")
+        if self.address:
+            try:
+                socket.inet_pton(socket.AF_INET6 if ":" in self.address else socket.AF_INET, self.address)
+            except OSError:
+                raise ValueError(f"address: {self.address!r} is not an IP address") from None
+        if bool(self.etcd_cert) != bool(self.etcd_key):
+            raise ValueError("etcd-cert and etcd-key go together")
+        if self.lease < 2:
+            raise ValueError("lease is at least 2s")
+
+
+class OverlayOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ``network create --opt`` accepts: Docker's names."""
+
+    vni: Annotated[int, msgspec.Meta(ge=0, le=LAST_VNI)] = msgspec.field(
+        name="com.docker.network.driver.overlay.vxlanid_list", default=0
+    )
+    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = msgspec.field(name="com.docker.network.driver.mtu", default=0)
+    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
+        name="com.docker.network.container_iface_prefix", default="eth"
+    )
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What this host knew last of a network's endpoints, as of a revision of the store."""
+
+    revision: int = -1
+    peers: tuple[Peer, ...] = ()
+
+
+_KNOWN = msgspec.json.Decoder(Known)
+
+
+class Overlay(ParentDriver):
+    """See the module's text."""
+
+    name = "overlay"
+    api = 1
+    capabilities = frozenset(
+        {
+            NetworkCapability.L2,
+            NetworkCapability.NAMES,
+            NetworkCapability.LOOKUP,
+            NetworkCapability.ADDRESSES,
+            NetworkCapability.IPV6,
+            NetworkCapability.INTERNAL,
+            NetworkCapability.HOT_PLUG,
+            NetworkCapability.MAC,
+            NetworkCapability.MULTI_HOST,
+            NetworkCapability.WATCH,
+        }
+    )
+    Options = OverlayConfig
+    NetworkOptions = OverlayOptions
+    EndpointOptions = InterfaceOptions
+    option_docs: ClassVar[dict[str, str]] = {
+        "etcd": "Members of etcd, http://10.0.0.1:2379,http://10.0.0.2:2379; any that answers will do.",
+        "etcd-ca": "File with the certificates of those who sign etcd's, in PEM; the system's without.",
+        "etcd-cert": "File with the certificate that this host shows etcd, in PEM.",
+        "etcd-key": "File with the key to it.",
+        "etcd-prefix": "What all keys in etcd start with: the same on all hosts that share networks.",
+        "host": "Name of this host among the others; its host name without.",
+        "address": "Address at which the other hosts reach this one; that on the way to etcd without.",
+        "port": "UDP port of VXLAN, the same on all hosts.",
+        "lease": "How long a host that is not heard of passes for alive.",
+        "grace": "How long after that its endpoints and addresses are kept.",
+        "com.docker.network.driver.overlay.vxlanid_list": "VXLAN network identifier; 0 takes a free one from 4096 on.",
+        "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes what fits into the hosts' own network.",
+        "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
+        **INTERFACE_DOCS,
+    }
+    child_kind = "macvlan"
+    feature = "CONFIG_MACVLAN"
+    boot_id = "/proc/sys/kernel/random/boot_id"
+    _ask_again = 0.0
+
+    # What it is made of
+
+    def parent_name(self, network: Network) -> str:
+        """Return the name of the VXLAN device."""
+        return self.own_parent(network)
+
+    def own_parent(self, network: Network) -> str:
+        """Return the name of the VXLAN device."""
+        return f"vx-{network.id[:12]}"
+
+    def mode(self, network: Network) -> str:
+        """Return how endpoints meet on one host."""
+        return "bridge"
+
+    def child_data(self, network: Network) -> bytes:
+        """Return the same as the kernel wants it."""
+        return netlink.attribute(1, struct.pack("=I", _MODE_BRIDGE))
+
+    def next_hops(self, network: Network, endpoint: Endpoint) -> tuple[str, ...]:
+        """Return none: nothing leads out of the network."""
+        return ()
+
+    def _try_kernel(self) -> Probe:
+        probe = super()._try_kernel()
+        if not probe.usable:
+            return probe
+        try:
+            with Session() as session:
+                session.request(self._vxlan("vxlan", vni=1, mtu=1400, address="127.0.0.1"))
+        except OSError as error:
+            return Probe(usable=False, reason=f"the kernel lacks VXLAN (CONFIG_VXLAN): {error.strerror or error}")
+        if not self.options.etcd:
+            return Probe(usable=True, reason="no etcd is configured: set the option etcd before the first network")
+        return probe
+
+    def _vxlan(self, name: str, *, vni: int, mtu: int, address: str) -> netlink.Message:
+        family, packed = netlink.pack_address(address)
+        data = netlink.attribute(_ID, struct.pack("=I", vni))
+        data += netlink.attribute(_LOCAL6 if family == socket.AF_INET6 else _LOCAL, packed)
+        data += netlink.attribute(_LEARNING, b"\0") + netlink.attribute(_PROXY, b"\1")
+        data += netlink.attribute(_PORT, struct.pack("!H", self.options.port))
+        return netlink.add_link(name=name, kind="vxlan", mtu=mtu, data=data)
+
+    # etcd
+
+    def store(self) -> Store:
+        """Return the hosts' common records, over a connection of its own.
+
+        Raises:
+            ConfigError: no etcd is configured, or this host's address cannot be told.
+        """
+        options: OverlayConfig = self.options
+        if not options.etcd:
+            raise ConfigError(
+                "network driver overlay needs etcd: set transom.driver-opts.network.overlay.etcd to its members, "
+                "http://10.0.0.1:2379"
+            )
+        etcd = Etcd(options.etcd, Tls(ca=options.etcd_ca, cert=options.etcd_cert, key=options.etcd_key))
+        with open(self.boot_id) as file:
+            member = Member(boot=file.read().strip(), vtep=self._address())
+        host = options.host or os.uname().nodename
+        return Store(etcd, prefix=options.etcd_prefix, host=host, member=member)
+
+    def _address(self) -> str:
+        if self.options.address:
+            return str(self.options.address)
+        try:
+            return towards(self.options.etcd[0])
+        except OSError as error:
+            raise ConfigError(
+                f"network driver overlay cannot tell this host's address ({error}): set the option address"
+            ) from None
+
+    def with_store(self, operation: str, subject: str, work: Callable[[Store], T], *, hint: str = "") -> T:
+        """Do something with the hosts' records, after saying which boot this host is in and what is overdue.
+
+        Raises:
+            DriverError: etcd is away.
+        """
+        store = self.store()
+        try:
+            store.present_host()
+            self.settle_debts(store)
+            return work(store)
+        except Away as error:
+            raise DriverError(
+                operation, driver=DRIVER, subject=subject, cause=f"etcd cannot be reached ({error})",
+                hint=hint or "what runs goes on; try again when it is back",
+            ) from error  # fmt: skip
+        finally:
+            store.etcd.close()
+
+    def owe(self, what: str, network: str, endpoint: str) -> None:
+        """Note that something is to be removed from etcd when it is back."""
+        folder = self.run / "owed"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{what}.{network}.{endpoint}").touch()
+
+    def settle_debts(self, store: Store) -> int:
+        """Remove what could not be removed before; return how much that was."""
+        try:
+            owed = sorted(os.listdir(self.run / "owed"))
+        except FileNotFoundError:
+            return 0
+        for name in owed:
+            what, network, endpoint = name.split(".")
+            (store.leave if what == "ep" else store.release)(network, endpoint)
+            (self.run / "owed" / name).unlink(missing_ok=True)
+        return len(owed)
+
+    def _no_longer_owed(self, endpoint: str) -> None:
+        for path in (self.run / "owed").glob(f"*.{endpoint}"):
+            path.unlink(missing_ok=True)
+
+    # Networks
+
+    def keeps_addresses(self, network: Network) -> bool:
+        """Addresses are the hosts' common ones."""
+        return True
+
+    def settle(self, network: Network) -> Network:
+        """Record the network for all hosts, its subnets settled."""
+        options = _options(network)
+
+        def work(store: Store) -> Stored:
+            wanted = Stored(
+                name=network.name,
+                vni=options.vni,
+                mtu=self.asked_mtu(network) or self._mtu(store.member.vtep),
+                subnets=network.subnets,
+                options={
+                    field.encode_name: str(getattr(options, field.name))
+                    for field in msgspec.structs.fields(OverlayOptions)
+                    if getattr(options, field.name) != field.default
+                },
+                internal=network.internal,
+                labels=network.labels,
+            )
+            if wanted.mtu < interfaces.IPV6_MTU and interfaces.has_family(network, 6):
+                raise ConfigError(
+                    f"network {network.name}: IPv6 needs an MTU of at least {interfaces.IPV6_MTU} bytes, "
+                    f"not {wanted.mtu}"
+                )
+            return store.add_network(network, wanted)
+
+        stored = self.with_store("settle", network.name, work, hint="networks that are there go on; make it later")
+        return msgspec.structs.replace(network, subnets=stored.subnets)
+
+    def _mtu(self, vtep: str) -> int:
+        """Return what fits into packets between the hosts."""
+        with Session() as session:
+            carriers = [
+                link.mtu
+                for link in session.links()
+                if link.name != "lo" and vtep in map(interfaces.plain, session.addresses(link.index))
+            ]
+        below = carriers[0] if carriers else interfaces.ETHERNET_MTU
+        return below - OVERHEAD[interfaces.family(vtep)]
+
+    def networks(self) -> tuple[Network, ...]:
+        """List the networks of all hosts; without etcd in the config there are none."""
+        from transom.services.options import convert
+
+        if not self.options.etcd:
+            return ()
+        found = self.with_store("networks", "", lambda store: store.networks())
+        return tuple(
+            Network(
+                id=id,
+                name=stored.name,
+                options=convert(driver=type(self), options=stored.options, struct=OverlayOptions, where="etcd"),
+                subnets=stored.subnets,
+                internal=stored.internal,
+                labels=stored.labels,
+            )
+            for id, stored in found.items()
+        )
+
+    def make_own_parent(self, session: Session, network: Network, name: str) -> None:
+        """Make the VXLAN device as the hosts' records say."""
+        stored = self.with_store(
+            "create_network", network.name, lambda store: (store.network(network.id), store.member.vtep),
+            hint="containers that run go on; this host joins the network when it is back",
+        )  # fmt: skip
+        record, address = stored
+        if record is None:
+            raise Conflict(f"network {network.name} is on no host any more: it was removed; create it again")
+        try:
+            session.request(
+                self._vxlan(name, vni=record.vni, mtu=record.mtu, address=address),
+                netlink.set_alias(name, self._alias("network", network.id)),
+                netlink.set_up(name),
+            )
+        except FileExistsError:
+            raise Conflict(
+                f"network {network.name}: another VXLAN device on this host has VNI {record.vni} at port "
+                f"{self.options.port}; remove it (`ip -d link show type vxlan`)"
+            ) from None
+
+    def delete_network(self, network: Network) -> None:
+        """Remove the device, and the network from all hosts unless only its id is known."""
+        if network.name and self.options.etcd:
+            self.with_store("delete_network", network.name, lambda store: store.remove_network(network.id))
+        super().delete_network(network)
+        for suffix in ("peers", "lock"):
+            (self.run / f"{network.id}.{suffix}").unlink(missing_ok=True)
+
+    # Endpoints
+
+    def allocate(self, network: Network, endpoint: Endpoint) -> Endpoint:
+        """Claim addresses in etcd."""
+        return self.with_store("allocate", endpoint.id[:12], lambda store: store.allocate(network, endpoint))
+
+    def release(self, network: Network, endpoint: Endpoint) -> None:
+        """Give them back, later where etcd is away."""
+        if self.options.etcd:
+            self._or_owe("ip", network, endpoint, lambda store: store.release(network.id, endpoint.id))
+
+    def _or_owe(self, what: str, network: Network, endpoint: Endpoint, work: Callable[[Store], None]) -> None:
+        if time.monotonic() >= self._ask_again:
+            try:
+                self.with_store("detach", endpoint.id[:12], work)
+                return
+            except DriverError:
+                self._ask_again = time.monotonic() + _AWAY
+        self.owe(what, network.id, endpoint.id)
+
+    def attach(self, network: Network, endpoint: Endpoint, netns: int) -> Attachment:
+        """Join the namespace, tell the other hosts, and learn of theirs."""
+        attachment = super().attach(network, endpoint, netns)
+        try:
+            self._no_longer_owed(endpoint.id)
+            self.with_store("attach", endpoint.id[:12], lambda store: self._join(store, network, endpoint, attachment))
+        except BaseException:
+            self.detach(network, endpoint)
+            raise
+        return attachment
+
+    def _join(self, store: Store, network: Network, endpoint: Endpoint, attachment: Attachment) -> None:
+        peer = Peer(
+            endpoint=endpoint.id,
+            addresses=attachment.addresses,
+            mac=attachment.mac or "",
+            vtep=store.member.vtep,
+            host=store.host,
+            boot=store.member.boot,
+            names=endpoint.names,
+        )
+        peers, revision = store.join(network, peer)
+        self.apply(network.id, store.host, revision, tuple(peers))
+
+    def detach(self, network: Network, endpoint: Endpoint) -> None:
+        """Remove the child, and tell the other hosts, later where etcd is away."""
+        super().detach(network, endpoint)
+        if self.options.etcd:
+            self._or_owe("ep", network, endpoint, lambda store: store.leave(network.id, endpoint.id))
+
+    def apply(
+        self,
+        network: str,
+        host: str,
+        revision: int,
+        peers: tuple[Peer, ...],
+        *,
+        before: forwarding.Entries | None = None,
+    ) -> bool:
+        """Write what is known of a network's endpoints to the kernel and to the file that names are looked up in.
+
+        Args:
+            revision: of the store, that the endpoints are as of.
+            before: the entries that are in the kernel, where that is known.
+
+        Returns:
+            False when something newer has been written already, or the device is gone.
+        """
+        self.run.mkdir(parents=True, exist_ok=True)
+        with Lock(self.run / f"{network}.lock"):
+            if self.known(network).revision > revision:
+                return False
+            with Session() as session:
+                link = session.link(f"vx-{network[:12]}")
+                if link is None:
+                    return False
+                old = before if before is not None else forwarding.present(session, link.index)
+                forwarding.program(session, link.index, forwarding.wanted(peers, host), old)
+            known = msgspec.json.encode(Known(revision=revision, peers=peers))
+            write_atomic(self.run / f"{network}.peers", known, durable=False)
+        return True
+
+    def known(self, network: str) -> Known:
+        """Return what this host knew last."""
+        try:
+            return _KNOWN.decode((self.run / f"{network}.peers").read_bytes())
+        except (FileNotFoundError, msgspec.DecodeError):
+            return Known()
+
+    def lookup(self, network: Network, name: str) -> tuple[str, ...]:
+        """Look a name up in what this host knew last: also while etcd is away, and without asking it."""
+        host = self.options.host or os.uname().nodename
+        found = [peer for peer in self.known(network.id).peers if peer.host != host and name in peer.names]
+        return tuple(address.partition("/")[0] for peer in found for address in peer.addresses)
+
+    def watch(self, network: Network, endpoint: Endpoint, netns: int, stop: int) -> None:
+        """Follow the other hosts, for as long as the endpoint is there."""
+        from transom_network_overlay.following import Follower
+
+        if self.options.etcd:
+            Follower(self, network).run(stop)
+
+    def recover(self) -> list[str]:
+        """Remove from etcd what is overdue, where it can be reached."""
+        repairs = super().recover()
+        if self.options.etcd and (self.run / "owed").exists() and os.listdir(self.run / "owed"):
+            try:
+                self.with_store("recover", "", lambda store: None)
+            except DriverError:
+                return repairs
+            repairs.append("removed from etcd what was gone while it was away")
+        return repairs
+
+
+def _options(network: Network) -> OverlayOptions:
+    return network.options if isinstance(network.options, OverlayOptions) else OverlayOptions()

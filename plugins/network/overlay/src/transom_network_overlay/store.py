@@ -1,0 +1,447 @@
+"""What the hosts share, as it lies in etcd.
+
+Below the prefix:
+
+    net/ID            a network: name, subnets, VNI, options
+    name/NAME         its id: so a name is given once
+    vni/NUMBER        its id: likewise
+    pools             what the last new network was: so subnets are compared by one host at a time
+    ipam/ID/ADDRESS   which endpoint has the address
+    next/ID           the last address given: the next one is looked for behind it
+    ep/ID/ENDPOINT    an endpoint: addresses, MAC, names, and the host's address for VXLAN
+    boot/HOST         the host's latest boot
+    host/HOST         the same, on a lease: there for as long as the host is heard of
+
+Endpoints and addresses hang on no lease: when etcd or the way to it is away, what works must go on working. They carry
+the host and its boot. Those of a boot that is over are removed by the host when it is back, those of a host that is not
+heard of for long by the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_interface
+from typing import Any, TypeVar
+
+import msgspec
+
+from transom.contract.network import Endpoint, Network, Subnet
+from transom.errors import ConfigError, Conflict, NotFound
+from transom.services.interfaces import family, plain
+from transom.services.ipam import checked, host_routes, overlap, parse_subnet, usable
+from transom_network_overlay.etcd import Answer, Etcd, Pair, absent, delete, empty, present, put, read, unchanged
+
+FIRST_VNI, LAST_VNI = 4096, 2**24 - 1
+"""Docker's: the lower ones are left to others (RFC 7348, section 5: 24 bits)."""
+POOL, PART = "10.0.0.0/8", 24
+"""Where networks that ask for no subnet get theirs from, and the prefix length of each."""
+_ATTEMPTS = 200
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A network; `mtu` is that of its interfaces, in bytes."""
+
+    name: str
+    vni: int
+    mtu: int
+    subnets: tuple[Subnet, ...]
+    options: dict[str, str] = {}
+    internal: bool = False
+    labels: dict[str, str] = {}
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Who has an address."""
+
+    endpoint: str
+    host: str
+    boot: str
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """An endpoint; `vtep` is its host's address for VXLAN, `revision` that of the record."""
+
+    endpoint: str
+    addresses: tuple[str, ...]
+    mac: str
+    vtep: str
+    host: str
+    boot: str
+    names: tuple[str, ...] = ()
+    revision: int = 0
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Whose an endpoint or an address is."""
+
+    host: str
+    boot: str
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A host: its boot, and its address for VXLAN."""
+
+    boot: str
+    vtep: str
+
+
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Stored, Claim, Peer, Owner, Member)
+}
+
+
+class Store:
+    """The hosts' common records, on behalf of one host.
+
+    Args:
+        prefix: of all keys, without a slash at its end.
+        host: this host's name, and what is known of it.
+    """
+
+    def __init__(self, etcd: Etcd, *, prefix: str, host: str, member: Member) -> None:
+        self.etcd, self.prefix, self.host, self.member = etcd, prefix, host, member
+
+    def key(self, *parts: str) -> str:
+        """Make a key; one that ends with an empty part is the beginning of many."""
+        return "/".join((self.prefix, *parts))
+
+    # Networks
+
+    def networks(self) -> dict[str, Stored]:
+        """Return all networks by id."""
+        (found,) = self.etcd.read(self.key("net", "")).found
+        return {pair.key.rpartition("/")[2]: _decode(Stored, pair) for pair in found}
+
+    def network(self, id: str) -> Stored | None:
+        """Return one network."""
+        (found,) = self.etcd.read(self.key("net", id)).found
+        return _decode(Stored, found[0]) if found else None
+
+    def add_network(self, network: Network, wanted: Stored) -> Stored:
+        """Record a network, its subnets and its VNI settled: those of `wanted` that are there, and free ones.
+
+        Idempotent for one id.
+
+        Raises:
+            Conflict: its name, VNI or a subnet is taken on one of the hosts, or none is free.
+            ConfigError: a subnet that makes no sense.
+        """
+        for _ in range(_ATTEMPTS):
+            answer = self.etcd.read(self.key("net", ""), self.key("pools"))
+            known = {pair.key.rpartition("/")[2]: _decode(Stored, pair) for pair in answer.found[0]}
+            if network.id in known:
+                return known[network.id]
+            last = answer.found[1][0].revision if answer.found[1] else 0
+            settled = msgspec.structs.replace(
+                wanted, vni=_free_vni(wanted, known.values()), subnets=_settle(network, wanted.subnets, known.values())
+            )
+            taken = next((id for id, other in known.items() if other.name == network.name), "")
+            if taken:
+                raise Conflict(
+                    f"network {network.name} exists already on these hosts, with id {taken[:12]}; choose another name"
+                )
+            changes = [
+                put(self.key("net", network.id), msgspec.json.encode(settled)),
+                put(self.key("name", network.name), network.id.encode()),
+                put(self.key("vni", str(settled.vni)), network.id.encode()),
+                put(self.key("pools"), network.id.encode()),
+            ]
+            conditions = [
+                unchanged(self.key("pools"), last),
+                absent(self.key("name", network.name)),
+                absent(self.key("vni", str(settled.vni))),
+            ]
+            if self.etcd.transact(when=conditions, then=changes).held:
+                return settled
+        raise Conflict(f"network {network.name}: too many networks are being made at once; try again")
+
+    def remove_network(self, id: str) -> None:
+        """Remove a network from all hosts. Absent is success.
+
+        Raises:
+            Conflict: there are endpoints on it, on the hosts that are named.
+        """
+        for _ in range(_ATTEMPTS):
+            stored, peers = self.network(id), self.peers(id)[0]
+            if stored is None:
+                return
+            if peers:
+                where = {peer.host: peer.names[0] if peer.names else peer.endpoint[:12] for peer in peers}
+                users = ", ".join(f"{name} on {host}" for host, name in sorted(where.items()))
+                raise Conflict(f"network {stored.name} has active endpoints: {users}; stop or disconnect them first")
+            gone = [self.key("net", id), self.key("name", stored.name), self.key("vni", str(stored.vni))]
+            conditions = [empty(self.key("ep", id, "")), present(gone[0])]
+            if self.etcd.transact(when=conditions, then=[*map(delete, gone), delete(self.key("next", id))]).held:
+                break
+        (claims,) = self.etcd.read(self.key("ipam", id, "")).found
+        self._delete(claims)
+
+    # Addresses
+
+    def allocate(self, network: Network, endpoint: Endpoint) -> Endpoint:
+        """Claim an address of each subnet's family, and return the endpoint with them. Idempotent for one endpoint.
+
+        Raises:
+            ConfigError: an asked address is none, or is outside the subnets.
+            Conflict: an asked address is taken; no address is free.
+            NotFound: the network is gone.
+        """
+        asked = {family(address): plain(address) for address in map(_address, endpoint.addresses)}
+        for _ in range(_ATTEMPTS):
+            answer = self.etcd.read(
+                self.key("net", network.id), self.key("ipam", network.id, ""), self.key("next", network.id)
+            )
+            stored = self._there(network, answer.found[0])
+            claims = {pair.key.rpartition("/")[2]: _decode(Claim, pair) for pair in answer.found[1]}
+            last = [text for pair in answer.found[2] for text in pair.value.decode().split()]
+            chosen = _choose(network, endpoint, stored.subnets, asked, claims, last)
+            fresh = [address for address in chosen.values() if address not in claims]
+            claim = msgspec.json.encode(Claim(endpoint=endpoint.id, host=self.host, boot=self.member.boot))
+            keys = [self.key("ipam", network.id, address) for address in fresh]
+            changes = [put(key, claim) for key in keys]
+            if fresh:
+                changes.append(put(self.key("next", network.id), " ".join(chosen.values()).encode()))
+            conditions = [present(self.key("net", network.id)), *map(absent, keys)]
+            if self.etcd.transact(when=conditions, then=changes).held:
+                prefixes = {family(s.pool): s.pool.partition("/")[2] for s in stored.subnets}
+                addresses = tuple(f"{address}/{prefixes[number]}" for number, address in sorted(chosen.items()))
+                return msgspec.structs.replace(endpoint, addresses=addresses)
+        raise Conflict(f"network {network.name}: too many addresses are being claimed at once; try again")
+
+    def release(self, network: str, endpoint: str) -> None:
+        """Give an endpoint's addresses back. None is success."""
+        (claims,) = self.etcd.read(self.key("ipam", network, "") if network else self.key("ipam", "")).found
+        self._delete(pair for pair in claims if _decode(Claim, pair).endpoint == endpoint)
+
+    # Endpoints
+
+    def join(self, network: Network, peer: Peer) -> tuple[list[Peer], int]:
+        """Record an endpoint of this host; return all of the network's, and the store's revision.
+
+        Raises:
+            NotFound: the network is gone.
+        """
+        key = self.key("ep", network.id, peer.endpoint)
+        prefix = self.key("ep", network.id, "")
+        answer = self.etcd.transact(
+            when=[present(self.key("net", network.id))],
+            then=[put(key, msgspec.json.encode(peer)), read(prefix)],
+        )
+        if not answer.held:
+            raise _gone(network)
+        return self._peers(answer)
+
+    def rejoin(self, network: Network, peer: Peer) -> None:
+        """Record an endpoint of this host anew, with its addresses.
+
+        Raises:
+            Conflict: one of them has been given to another endpoint.
+            NotFound: the network is gone.
+        """
+        addresses = [plain(address) for address in peer.addresses]
+        keys = [self.key("ipam", network.id, address) for address in addresses]
+        found = self.etcd.read(*keys).found if keys else ()
+        claim = msgspec.json.encode(Claim(endpoint=peer.endpoint, host=self.host, boot=self.member.boot))
+        conditions, changes = [present(self.key("net", network.id))], []
+        for key, address, pairs in zip(keys, addresses, found, strict=True):
+            held = next((pair for pair in pairs if pair.key == key), None)
+            if held and _decode(Claim, held).endpoint != peer.endpoint:
+                raise Conflict(f"address {address} of network {network.name} belongs to another endpoint now")
+            conditions.append(unchanged(key, held.revision if held else 0))
+            changes.append(put(key, claim))
+        current = msgspec.structs.replace(peer, vtep=self.member.vtep, revision=0)
+        changes.append(put(self.key("ep", network.id, peer.endpoint), msgspec.json.encode(current)))
+        if not self.etcd.transact(when=conditions, then=changes).held:
+            raise Conflict(f"network {network.name} or its addresses have changed meanwhile")
+
+    def leave(self, network: str, endpoint: str) -> None:
+        """Forget an endpoint; `network` may be empty. Absent is success."""
+        if network:
+            self.etcd.transact(then=[delete(self.key("ep", network, endpoint))])
+            return
+        (found,) = self.etcd.read(self.key("ep", "")).found
+        self._delete(pair for pair in found if pair.key.endswith(f"/{endpoint}"))
+
+    def peers(self, network: str) -> tuple[list[Peer], int]:
+        """Return the network's endpoints on all hosts, and the store's revision."""
+        return self._peers(self.etcd.read(self.key("ep", network, "")))
+
+    @staticmethod
+    def peer(pair: Pair) -> Peer:
+        """Read an endpoint's record."""
+        return msgspec.structs.replace(_decode(Peer, pair), revision=pair.revision)
+
+    def _peers(self, answer: Answer) -> tuple[list[Peer], int]:
+        return [self.peer(pair) for pair in answer.found[0]], answer.revision
+
+    # Hosts
+
+    def present_host(self) -> None:
+        """Say which boot this host is in, and remove what an earlier one has left. Idempotent.
+
+        Raises:
+            Conflict: another host goes by the same name.
+        """
+        boot, alive = self.key("boot", self.host), self.key("host", self.host)
+        answer = self.etcd.read(boot, alive)
+        known = _decode(Member, answer.found[0][0]) if answer.found[0] else None
+        heard = _decode(Member, answer.found[1][0]) if answer.found[1] else None
+        if known and known.boot == self.member.boot and known.vtep == self.member.vtep:
+            return
+        if heard and heard.vtep != self.member.vtep:
+            raise Conflict(
+                f"another host at {heard.vtep} goes by the name {self.host}; give one of them another name by the "
+                "option host"
+            )
+        self._remove_of(self.host, but_boot=self.member.boot)
+        self.etcd.transact(then=[put(boot, msgspec.json.encode(self.member))])
+
+    def members(self) -> tuple[dict[str, Member], set[str]]:
+        """Return the hosts by name, and the names of those that are heard of."""
+        answer = self.etcd.read(self.key("boot", ""), self.key("host", ""))
+        known = {pair.key.rpartition("/")[2]: _decode(Member, pair) for pair in answer.found[0]}
+        return known, {pair.key.rpartition("/")[2] for pair in answer.found[1]}
+
+    def be_heard(self, lease: int) -> None:
+        """Hang this host's liveness on a lease."""
+        self.etcd.transact(then=[put(self.key("host", self.host), msgspec.json.encode(self.member), lease)])
+
+    def reap(self, host: str) -> int:
+        """Remove the endpoints and addresses of a host for as long as it is not heard of; return how many."""
+        return self._remove_of(host, guard=[absent(self.key("host", host))])
+
+    def _remove_of(self, host: str, *, but_boot: str = "", guard: Iterable[dict[str, object]] = ()) -> int:
+        answer = self.etcd.read(self.key("ep", ""), self.key("ipam", ""))
+        stale = []
+        for pair in (*answer.found[0], *answer.found[1]):
+            record = _decode(Owner, pair)
+            if record.host == host and record.boot != but_boot:
+                stale.append(pair)
+        self._delete(stale, guard=guard)
+        return len(stale)
+
+    def _delete(self, pairs: Iterable[Pair], *, guard: Iterable[dict[str, object]] = ()) -> None:
+        """Delete keys that have not been changed since they were read."""
+        for pair in pairs:
+            self.etcd.transact(when=[unchanged(pair.key, pair.revision), *guard], then=[delete(pair.key)])
+
+    def _there(self, network: Network, found: tuple[Pair, ...]) -> Stored:
+        if not found:
+            raise _gone(network)
+        return _decode(Stored, found[0])
+
+
+def _decode(kind: type[S], pair: Pair) -> S:
+    found: S = _DECODERS[kind].decode(pair.value)
+    return found
+
+
+def _gone(network: Network) -> NotFound:
+    return NotFound(f"network {network.name} is gone: it was removed on another host; create it again")
+
+
+def _address(text: str) -> str:
+    try:
+        ip_interface(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not an IP address") from None
+    return text
+
+
+def _free_vni(wanted: Stored, others: Iterable[Stored]) -> int:
+    taken = {other.vni: other.name for other in others}
+    if wanted.vni in taken:
+        raise Conflict(f"VNI {wanted.vni} is that of network {taken[wanted.vni]}; choose another one")
+    free = (number for number in range(FIRST_VNI, LAST_VNI + 1) if number not in taken)
+    return wanted.vni or next(free)
+
+
+def _settle(network: Network, asked: tuple[Subnet, ...], others: Iterable[Stored]) -> tuple[Subnet, ...]:
+    used = [(other.name, parse_subnet(subnet.pool)) for other in others for subnet in other.subnets]
+    found = [msgspec.structs.replace(checked(s), gateway=s.gateway and plain(s.gateway)) for s in asked]
+    for subnet in found:
+        block = parse_subnet(subnet.pool)
+        for name, other in used:
+            if overlap(block, other):
+                raise Conflict(f"subnet {block} overlaps {other} of network {name}; choose another one")
+        used.append((f"{network.name} itself", block))
+    if not found:
+        taken = [block for _, block in used] + host_routes()
+        parts = parse_subnet(POOL).subnets(new_prefix=PART)
+        part = next((part for part in parts if not any(overlap(part, other) for other in taken)), None)
+        if part is None:
+            raise Conflict(f"no subnet of {POOL} is free of networks and host routes; name one with --subnet")
+        found = [Subnet(pool=str(part))]
+    return tuple(found)
+
+
+def _choose(
+    network: Network,
+    endpoint: Endpoint,
+    subnets: tuple[Subnet, ...],
+    asked: dict[int, str],
+    claims: dict[str, Claim],
+    last: list[str],
+) -> dict[int, str]:
+    """Return an address of each family: the asked one, the one it has, or the next free one."""
+    chosen: dict[int, str] = {}
+    for number in sorted({family(subnet.pool) for subnet in subnets}):
+        pools = [subnet for subnet in subnets if family(subnet.pool) == number]
+        kept = {plain(a): f"is reserved ({name})" for subnet in pools for name, a in subnet.reserved.items()}
+        kept |= {plain(subnet.gateway): "is its gateway" for subnet in pools if subnet.gateway}
+        own = next((a for a, c in claims.items() if c.endpoint == endpoint.id and family(a) == number), "")
+        if number in asked:
+            _check_asked(network, endpoint, pools, asked[number], claims, kept)
+            chosen[number] = asked[number]
+        elif own:
+            chosen[number] = own
+        else:
+            chosen[number] = _next_free(network, pools, {*claims, *kept}, last)
+    stray = asked.keys() - chosen.keys()
+    if stray:
+        known = ", ".join(subnet.pool for subnet in subnets)
+        raise ConfigError(
+            f"{asked[min(stray)]} is no host's address in the subnets of network {network.name} ({known})"
+        )
+    return chosen
+
+
+def _check_asked(
+    network: Network,
+    endpoint: Endpoint,
+    pools: list[Subnet],
+    address: str,
+    claims: dict[str, Claim],
+    kept: dict[str, str],
+) -> None:
+    packed = ip_address(address).packed
+    ranges = [usable(parse_subnet(subnet.pool)) for subnet in pools]
+    if not any(low <= packed <= high for low, high in ranges):
+        known = ", ".join(subnet.pool for subnet in pools)
+        raise ConfigError(f"{address} is no host's address in the subnets of network {network.name} ({known})")
+    holder = claims.get(address)
+    reason = kept.get(address, "")
+    if holder and holder.endpoint != endpoint.id:
+        reason = f"belongs to endpoint {holder.endpoint[:12]} on host {holder.host}"
+    if reason:
+        raise Conflict(f"address {address} of network {network.name} {reason}; ask for another one")
+
+
+def _next_free(network: Network, pools: list[Subnet], taken: set[str], last: list[str]) -> str:
+    """Return the first free address behind the last one given, beginning anew at the end."""
+    numbers = {int(ip_address(address)) for address in taken if family(address) == family(pools[0].pool)}
+    given = [int(ip_address(address)) for address in last if family(address) == family(pools[0].pool)]
+    for subnet in pools:
+        low, high = usable(parse_subnet(subnet.pool))
+        inner = parse_subnet(subnet.range or subnet.pool)
+        first, end = max(int.from_bytes(low), int(inner[0])), min(int.from_bytes(high), int(inner[-1]))
+        after = given[0] + 1 if given and first <= given[0] < end else first
+        for begin, stop in ((after, end), (first, after - 1)):
+            while begin <= stop and begin in numbers:
+                begin += 1
+            if begin <= stop:
+                return str(type(inner[0])(begin))
+    known = ", ".join(subnet.pool for subnet in pools)
+    raise Conflict(f"network {network.name} has no free address in {known}; disconnect containers or use another one")
