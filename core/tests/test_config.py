@@ -188,7 +188,8 @@ def test_options_reach_the_driver_they_speak_of_and_no_other(written):
     assert config.options("storage", "vfs") == ({"size": "5g"}, f"file {path}: transom.driver-opts")
     assert config.options("logging", "json-file") == ({"max-size": "10m"}, f"file {path}: log-opts")
     assert config.options("logging", "syslog")[0] == {}
-    assert config.options("network", "bridge") == ({"mtu": "1442"}, f"file {path}: default-network-opts")
+    assert config.options("network", "bridge")[0] == {}  # they are its networks'
+    assert config.default_network_opts == {"bridge": {"mtu": "1442"}}
     assert config.options("limits", "cgroup2")[0] == {}
 
 

@@ -197,16 +197,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     def options(self, kind: str, name: str) -> tuple[dict[str, str], str]:
         """Return a driver's options as the user wrote them, and where, for an error text.
 
-        Docker's keys speak of one driver only, ``storage-opts`` and ``log-opts`` of the one that the config
-        selects, or of network drivers (``default-network-opts``); ``driver-opts`` can speak of any.
+        Docker's keys ``storage-opts`` and ``log-opts`` speak of the one driver that the config selects;
+        ``driver-opts`` can speak of any. ``default-network-opts`` are options of networks, not of their driver.
         """
         key, found = "transom.driver-opts", dict(self.driver_opts.get(kind, {}).get(name, {}))
         if kind == "storage" and self.storage_opts and self.storage_driver in ("", name):
             key, found = "storage-opts", found | dict(text.split("=", 1) for text in self.storage_opts)
         elif kind == "logging" and self.log_opts and name in self.drivers("logging"):
             key, found = "log-opts", found | self.log_opts
-        elif kind == "network" and name in self.default_network_opts:
-            key, found = "default-network-opts", found | self.default_network_opts[name]
         return found, f"{self.origin.get(key, 'default')}: {key}"
 
 

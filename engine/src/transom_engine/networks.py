@@ -781,8 +781,8 @@ class Networks:
 
     def _network(self, record: NetworkRecord) -> Network:
         driver = self.engine.network_driver(record.driver)
-        defaults, _ = self.engine.config.options("network", record.driver)
         config = self.engine.config
+        defaults = config.default_network_opts.get(record.driver, {})
         return Network(
             id=record.id,
             name=record.name,
