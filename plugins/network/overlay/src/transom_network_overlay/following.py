@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from transom.contract.network import Network
-from transom.errors import Conflict, TransomError
+from transom.errors import Conflict
 from transom.services.files import Lock
 from transom.services.netlink import Session
 from transom_network_overlay import forwarding
@@ -66,7 +66,7 @@ class Follower:
                         return
                 finally:
                     store.etcd.close()
-            except (Away, TransomError, OSError) as error:
+            except Exception as error:  # whatever it is: a watch that ends leaves the host deaf
                 if attempt == 0:
                     print(f"following {self._network.name}: {error}", file=sys.stderr, flush=True)
             if self._life:

@@ -1,0 +1,138 @@
+"""The driver's words to etcd: what it does when a member is silent, and TLS."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from transom_network_overlay.etcd import Away, Etcd, Tls, absent, delete, put
+from transom_network_overlay.examples import stop
+
+PATIENCE = 60.0
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 that is its own authority, and the key to it."""
+    if not shutil.which("openssl"):
+        pytest.skip("the program openssl is missing: install openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+            "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key.pem",
+            "-out", folder / "cert.pem",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def secure(certificate, tmp_path_factory):
+    """An etcd that shows the certificate and wants to be shown it."""
+    if not shutil.which("etcd"):
+        pytest.skip("the program etcd is missing: install etcd-server")
+    client, peer = free_port(), free_port()
+    url, peers = f"https://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+    process = subprocess.Popen(
+        [
+            "etcd", "--name", "one", "--data-dir", tmp_path_factory.mktemp("etcd"), "--logger", "zap",
+            "--log-level", "error", "--listen-client-urls", url, "--advertise-client-urls", url,
+            "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"one={peers}",
+            "--cert-file", certificate / "cert.pem", "--key-file", certificate / "key.pem",
+            "--trusted-ca-file", certificate / "cert.pem", "--client-cert-auth",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", client), timeout=1).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    yield url
+    stop(process)
+
+
+def test_what_is_written_over_tls_is_read_and_heard_of(secure, certificate):
+    pem = str(certificate / "cert.pem")
+    etcd = Etcd([secure], Tls(ca=pem, cert=pem, key=str(certificate / "key.pem")))
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            revision = etcd.read("/x/").revision
+            break
+        except Away:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    stop_read, stop_write = os.pipe()
+    with etcd.watch("/x/", revision + 1) as stream:
+        assert etcd.transact(when=[absent("/x/a")], then=[put("/x/a", b"\0\xff")]).held
+        assert not etcd.transact(when=[absent("/x/a")], then=[put("/x/a", b"no")]).held
+        etcd.transact(then=[delete("/x/a")])
+        heard = []
+        while len(heard) < 2:
+            assert not stream.wait(stop_read, 1.0)
+            heard += stream.read()
+            assert time.monotonic() < deadline
+        assert [(event.key, event.value) for event in heard] == [("/x/a", b"\0\xff"), ("/x/a", None)]
+        os.close(stop_write)
+        assert stream.wait(stop_read, 30.0)
+    os.close(stop_read)
+    etcd.close()
+
+
+def test_a_member_that_is_not_trusted_or_trusts_not_is_away(secure, certificate):
+    pem = str(certificate / "cert.pem")
+    for tls, words in ((Tls(), "certificate verify failed"), (Tls(ca=pem), "")):
+        etcd = Etcd([secure], tls)
+        with pytest.raises(Away, match=words):
+            etcd.read("/")
+        etcd.close()
+
+
+def test_a_silent_member_is_left_for_another_and_each_says_why(monkeypatch):
+    monkeypatch.setattr("transom_network_overlay.etcd.ANSWER", 0.3)
+    silent = socket.create_server(("127.0.0.1", 0))
+    refused = free_port()
+    urls = [f"http://127.0.0.1:{silent.getsockname()[1]}", f"http://127.0.0.1:{refused}"]
+    etcd = Etcd(urls, Tls())
+    with pytest.raises(Away) as caught:
+        etcd.read("/")
+    assert f"{urls[0]}: timed out" in str(caught.value)
+    assert f"{urls[1]}: [Errno 111] Connection refused" in str(caught.value)
+    silent.close()
+    etcd.close()
+
+
+def test_a_member_that_answers_nonsense_is_away():
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(65536)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nwhat")
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    etcd = Etcd([f"http://127.0.0.1:{server.getsockname()[1]}"], Tls())
+    with pytest.raises(Away):
+        etcd.read("/")
+    etcd.close()
+    thread.join(PATIENCE)
+    server.close()
