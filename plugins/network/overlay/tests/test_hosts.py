@@ -6,7 +6,6 @@ One group of cases, as they share the hosts; each case has its own network, and 
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
 import socket
@@ -140,7 +139,6 @@ class Container:
         stop, self.signal = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            os.close(self.signal)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)
             try:
@@ -151,12 +149,15 @@ class Container:
 
     def kill_watch(self):
         os.kill(self.pid, signal.SIGKILL)
-        self.end_watch()
+        os.waitpid(self.pid, 0)
+        os.close(self.signal)
+        self.pid = 0
 
     def end_watch(self):
         if self.pid:
-            os.close(self.signal)
+            os.write(self.signal, b"x")  # the watchers forked later have this end open too
             os.waitpid(self.pid, 0)
+            os.close(self.signal)
             self.pid = 0
 
     def leave(self):
@@ -253,14 +254,17 @@ class Frames:
 
     def count(self):
         one = many = 0
-        while select.select([self.sock], [], [], 0.2)[0]:
-            frame = self.sock.recv(200)
-            if frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[36:38] == (4789).to_bytes(2):
-                if frame[50] & 1:
-                    many += 1
-                else:
-                    one += 1
-        self.sock.close()
+        with self.sock:
+            while True:
+                try:
+                    frame = self.sock.recv(200, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                if frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[36:38] == (4789).to_bytes(2):
+                    if frame[50] & 1:
+                        many += 1
+                    else:
+                        one += 1
         return one, many
 
 
