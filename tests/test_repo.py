@@ -24,8 +24,9 @@ CORE_LINES = 6_700
 What several drivers of a kind share is here, once, in place of in each of them.
 """
 
-# Words of Docker's that say more than one thing: a mode of the UTS, IPC, PID or cgroup namespace, not only a driver.
-ALSO_MODES = {"host", "none", "container"}
+# Words that say more than one thing: a mode of the UTS, IPC, PID or cgroup namespace, a type of file system, not only
+# a driver.
+ALSO_MODES = {"host", "none", "container", "overlay"}
 
 
 def label(path):
