@@ -11,15 +11,24 @@ import time
 
 import pytest
 
+from transom.services.netns import create, inside, loopback_up
 from transom_network_overlay.etcd import Away, Etcd, Tls, absent, delete, put
 from transom_network_overlay.examples import stop
 
 PATIENCE = 60.0
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+URL = "https://127.0.0.1:2379"
+NOBODY = "http://127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def netns():
+    """A namespace of the tests' own, for the sake of its ports."""
+    fd = create()
+    inside(fd, loopback_up)
+    yield fd
+    os.close(fd)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +49,17 @@ def certificate(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def secure(certificate, tmp_path_factory):
+def secure(certificate, tmp_path_factory, netns):
     """An etcd that shows the certificate and wants to be shown it."""
     if not shutil.which("etcd"):
         pytest.skip("the program etcd is missing: install etcd-server")
-    client, peer = free_port(), free_port()
-    url, peers = f"https://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
-    process = subprocess.Popen(
+    peers = "http://127.0.0.1:2380"
+    process = inside(
+        netns,
+        subprocess.Popen,
         [
             "etcd", "--name", "one", "--data-dir", tmp_path_factory.mktemp("etcd"), "--logger", "zap",
-            "--log-level", "error", "--listen-client-urls", url, "--advertise-client-urls", url,
+            "--log-level", "error", "--listen-client-urls", URL, "--advertise-client-urls", URL,
             "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"one={peers}",
             "--cert-file", certificate / "cert.pem", "--key-file", certificate / "key.pem",
             "--trusted-ca-file", certificate / "cert.pem", "--client-cert-auth",
@@ -59,16 +69,20 @@ def secure(certificate, tmp_path_factory):
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            socket.create_connection(("127.0.0.1", client), timeout=1).close()
+            inside(netns, socket.create_connection, ("127.0.0.1", 2379), timeout=1).close()
             break
         except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    yield url
+    yield URL
     stop(process)
 
 
-def test_what_is_written_over_tls_is_read_and_heard_of(secure, certificate):
+def test_what_is_written_over_tls_is_read_and_heard_of(secure, certificate, netns):
+    inside(netns, write_and_hear, secure, certificate)
+
+
+def write_and_hear(secure, certificate):
     pem = str(certificate / "cert.pem")
     etcd = Etcd([secure], Tls(ca=pem, cert=pem, key=str(certificate / "key.pem")))
     deadline = time.monotonic() + PATIENCE
@@ -96,20 +110,19 @@ def test_what_is_written_over_tls_is_read_and_heard_of(secure, certificate):
     etcd.close()
 
 
-def test_a_member_that_is_not_trusted_or_trusts_not_is_away(secure, certificate):
+def test_a_member_that_is_not_trusted_or_trusts_not_is_away(secure, certificate, netns):
     pem = str(certificate / "cert.pem")
     for tls, words in ((Tls(), "certificate verify failed"), (Tls(ca=pem), secure)):
         etcd = Etcd([secure], tls)
         with pytest.raises(Away, match=words):
-            etcd.read("/")
+            inside(netns, etcd.read, "/")
         etcd.close()
 
 
 def test_a_silent_member_is_left_for_another_and_each_says_why(monkeypatch):
     monkeypatch.setattr("transom_network_overlay.etcd.ANSWER", 0.3)
     silent = socket.create_server(("127.0.0.1", 0))
-    refused = free_port()
-    urls = [f"http://127.0.0.1:{silent.getsockname()[1]}", f"http://127.0.0.1:{refused}"]
+    urls = [f"http://127.0.0.1:{silent.getsockname()[1]}", NOBODY]
     etcd = Etcd(urls, Tls())
     with pytest.raises(Away) as caught:
         etcd.read("/")
