@@ -15,15 +15,16 @@ import pytest
 from transom.contract.network import Network
 
 
-def _load(path):
-    spec = importlib.util.spec_from_file_location("transom_test_runner", path)
+def _load(path, name):
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
 
-_runner = _load(Path(__file__).resolve().parent.parent / "engine" / "tests" / "conftest.py")
+_runner = _load(Path(__file__).resolve().parent.parent / "engine" / "tests" / "conftest.py", "transom_test_runner")
+_load(Path(__file__).with_name("distributions.py"), "distributions")  # for the tests that import it
 busybox_tree, _images = _runner.busybox_tree, _runner._images
 empty_transom, transom = _runner.empty_transom, _runner.transom
 
