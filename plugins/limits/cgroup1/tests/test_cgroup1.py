@@ -18,7 +18,7 @@ from transom.errors import ConfigError, DriverError, NotFound
 from transom.services import cgroups
 from transom.services.cgroups import below
 from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
-from transom_conformance.limits import DIRECT, HOLD, MB, SLEEP, Group, LimitsSuite, enter
+from transom_conformance.limits import DIRECT, HOLD, MB, SLEEP, Group, enter, loop_device
 from transom_conformance.suite import World, in_child
 from transom_limits_cgroup1 import Cgroup1, Options
 from transom_limits_cgroup1._hierarchy import hierarchies
@@ -180,7 +180,7 @@ def test_no_pids_limit_is_said_by_zero_and_by_minus_one(driver: Cgroup1) -> None
 
 
 def test_a_throttled_device_is_named_by_path_or_by_numbers(driver: Cgroup1, world: World) -> None:
-    device = LimitsSuite().loop_device(world)
+    device = loop_device(world)
     numbers = f"{os.major(os.stat(device).st_rdev)}:{os.minor(os.stat(device).st_rdev)}"
     driver.create("io", Resources(device_read_bps=(Throttle(device, MB),), device_write_iops=(Throttle(numbers, 9),)))
     assert value(driver, "io", "blkio.throttle.read_bps_device") == f"{numbers} {MB}"
@@ -314,7 +314,7 @@ def test_a_process_that_hangs_in_the_kernel_is_named_and_dies_when_it_comes_back
 ) -> None:
     monkeypatch.setattr(cgroups, "KILL_SECONDS", 0.3)
     monkeypatch.setattr(cgroups, "FREEZE_SECONDS", 0.3)
-    device = LimitsSuite().loop_device(world)
+    device = loop_device(world)
     group = Group(driver, "hung", Resources(device_write_bps=(Throttle(device, 1),)))
     program = group.run(DIRECT, device, 65536)
     state = Path(f"/proc/{program.pid}/stat")
