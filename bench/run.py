@@ -70,6 +70,7 @@ class Side:
 
     def __init__(self, title, command, environment, group):
         self.title, self.command, self.environment, self.group = title, command, environment, group
+        self.held = ""
 
     def __call__(self, *words):
         """Run the command; return what it printed."""
@@ -101,11 +102,19 @@ def create_and_remove(side):
     side("rm", side("create", "--network", "none", IMAGE, "true").strip())
 
 
+def running(side):
+    """Return the container that cases work on; it is started by the first that asks."""
+    side.held = side.held or side("run", "-d", "--network", "none", "-m", "64m", IMAGE, "sleep", "100000").strip()
+    return side.held
+
+
 CASES = {
     "run --rm, network none": run_on("none"),
     "run --rm, network host": run_on("host"),
     "run --rm, network bridge": run_on("bridge"),
     "create + rm, never started": create_and_remove,
+    "update of a running one": lambda side: side("update", "--pids-limit", "100", running(side)),
+    "stats --no-stream of one": lambda side: side("stats", "--no-stream", running(side)),
     "--version": lambda side: side("--version"),
     "--help": lambda side: side("--help"),
 }
@@ -184,6 +193,8 @@ def compare(sides, pairs):
                 figure = side.measure(operation)
                 if count >= 0:  # the first round warms up
                     figures[case][side.title].append(figure)
+    for side in sides:
+        side("rm", "-f", running(side))
     return figures
 
 

@@ -1,9 +1,13 @@
 """Limits drivers with one fault each, and the case that must find it."""
 
+import os
+import signal
+
 import msgspec
 
 from seeded.found import found_by
-from transom.contract.limits import Resources
+from transom.contract.limits import Resources, Throttle
+from transom.services.cgroups import read
 from transom_limits_cgroup1 import Cgroup1
 
 replace = msgspec.structs.replace
@@ -93,3 +97,69 @@ class KillsAtTheSecondTime(Cgroup1):
         if id in self.asked:
             super().kill(id)
         self.asked.add(id)
+
+
+@found_by("test_cpu_time_is_split_by_shares_when_groups_compete")
+class IgnoresShares(Forgetful):
+    def heard(self, resources):
+        return replace(resources, cpu_shares=None)
+
+
+@found_by("test_half_a_cpu_is_half_a_cpu")
+class GivesATenthLess(Forgetful):
+    def heard(self, resources):
+        quota = resources.cpu_quota
+        return resources if quota is None else replace(resources, cpu_quota=int(quota * 0.9))
+
+
+@found_by("test_direct_writes_keep_to_their_rate")
+class WritesAFifthFaster(Forgetful):
+    def heard(self, resources):
+        faster = (Throttle(item.device, int(item.rate * 1.2)) for item in resources.device_write_bps)
+        return replace(resources, device_write_bps=tuple(faster))
+
+
+@found_by("test_direct_writes_keep_to_their_number_and_are_freed_by_an_update")
+class ThrottlesForGood(Cgroup1):
+    def update(self, id, resources):
+        super().update(id, replace(resources, device_write_iops=()))
+
+
+@found_by("test_a_nested_group_does_not_escape_the_limits_of_the_one_around_it")
+class LimitsWhoHasNoChildren(Forgetful):
+    def heard(self, resources):
+        return replace(resources, memory=None, memory_swap=None, pids=None)
+
+
+@found_by("test_what_is_nested_in_a_frozen_group_stands_still_too")
+class FreezesTheTopOnly(Cgroup1):
+    def freeze(self, id):
+        for pid in read(self._groups(id)[0], "cgroup.procs").split():
+            os.kill(int(pid), signal.SIGSTOP)
+
+
+@found_by("test_whatever_system_call_an_update_dies_at_recovery_leaves_all_of_it_or_nothing")
+class UpdatesWithoutANote(Cgroup1):
+    def recover(self):
+        for note in self.run.glob("update-*"):
+            note.unlink()
+        return super().recover()
+
+
+@found_by("test_a_hundred_groups_are_made_changed_and_removed_by_eight_processes")
+class UpdatesOneAtATime(Cgroup1):
+    """Does as if another's update were its own."""
+
+    def update(self, id, resources):
+        try:
+            os.close(os.open(f"{self.root}.busy", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        super().update(id, resources)
+        os.unlink(f"{self.root}.busy")
+
+
+@found_by("test_huge_pages_end_at_their_limit")
+class IgnoresHugePages(Forgetful):
+    def heard(self, resources):
+        return replace(resources, hugepages=())

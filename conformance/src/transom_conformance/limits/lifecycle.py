@@ -105,6 +105,7 @@ class LifeCycle(LimitsCases):
             Has.SWAP: ("memory_swap", 64 * MB),
             Has.RESERVATION: ("memory_reservation", 64 * MB),
             Has.SWAPPINESS: ("memory_swappiness", 10),
+            Has.KERNEL_MEMORY: ("kernel_memory", 64 * MB),
             Has.OOM_DISABLE: ("oom_kill_disable", True),
             Has.CPU_SHARES: ("cpu_shares", 512),
             Has.CPU_QUOTA: ("cpu_quota", 50_000),

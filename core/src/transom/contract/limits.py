@@ -52,6 +52,8 @@ class LimitsCapability(Capability):
     """`Resources.memory_swap` acts: the kernel accounts swap."""
     RESERVATION = "reservation"
     SWAPPINESS = "swappiness"
+    KERNEL_MEMORY = "kernel-memory"
+    """`Resources.kernel_memory` acts: cgroup v1 before Linux 5.16."""
     OOM_DISABLE = "oom-disable"
     OOM_EVENTS = "oom-events"
     """`Limits.watch` reports kills by the kernel's out-of-memory killer."""

@@ -97,7 +97,7 @@ _THROTTLES = {
 _USUAL_SHARES = 1024
 _IN_MODIFY = 2
 
-EVERYTHING = frozenset(Has) - {Has.SWAPPINESS, Has.OOM_DISABLE, Has.CPU_REALTIME}
+EVERYTHING = frozenset(Has) - {Has.SWAPPINESS, Has.OOM_DISABLE, Has.CPU_REALTIME, Has.KERNEL_MEMORY}
 """What a driver on the unified hierarchy can offer at best."""
 
 

@@ -338,13 +338,28 @@ def test_a_process_that_hangs_in_the_kernel_is_named_and_dies_when_it_comes_back
 
 def test_each_resource_that_will_not_act_has_its_reason(driver: Cgroup1) -> None:
     asked = Resources(kernel_memory=64 * MB, hugepages=(HugepageLimit("2MB", 0),), pids=1, cpu_rt_runtime=1)
-    driver._found = Offered({"cpu": "/nonexistent"})
+    driver._found = Offered({"cpu": "/nonexistent", "memory": "/nonexistent"}, unified=["hugetlb"])
     assert driver.unsupported_resources(asked) == {
         "kernel_memory": "kernels from 5.16 on do not limit kernel memory by itself: memory includes it",
-        "hugepages": "the cgroup controller hugetlb is not mounted",
+        "hugepages": "the cgroup controller hugetlb is on the unified hierarchy, which this driver leaves alone",
         "pids": "the cgroup controller pids is not mounted",
         "cpu_rt_runtime": "this kernel has no groups of real-time processes (CONFIG_RT_GROUP_SCHED)",
     }
+    driver._found = None
+
+
+def test_kernel_memory_is_limited_where_the_kernel_does_it(driver: Cgroup1, tmp_path: Path) -> None:
+    (tmp_path / "memory.kmem.limit_in_bytes").touch()
+    for release, acts in (("4.19.0-27-amd64", True), ("5.15.0", True), ("5.16.1-rc2", False), ("6.1.0", False)):
+        driver._found = Offered({"memory": str(tmp_path)}, release=release)
+        assert (LimitsCapability.KERNEL_MEMORY in driver.capabilities) is acts
+        assert ("kernel_memory" in driver.unsupported_resources(Resources(kernel_memory=64 * MB))) is not acts
+    (tmp_path / driver.options.parent / "old").mkdir(parents=True)
+    driver._found = Offered({"memory": str(tmp_path)}, release="4.19.0")
+    file = tmp_path / driver.options.parent / "old" / "memory.kmem.limit_in_bytes"
+    file.touch()
+    driver._apply("old", Resources(kernel_memory=64 * MB))
+    assert file.read_text() == str(64 * MB)
     driver._found = None
 
 

@@ -20,7 +20,7 @@ from transom.contract import Probe
 from transom.contract.limits import LimitsCapability, Resources, Stats, Watch
 from transom.services import cgroups
 from transom.services.cgroups import CgroupLimits, Options, Undo, below, names_below, read, signal_all, wait, write
-from transom_limits_cgroup1._hierarchy import CONTROLLERS, hierarchies
+from transom_limits_cgroup1._hierarchy import CONTROLLERS, hierarchies, unified_controllers
 from transom_limits_cgroup1._settings import Offered, apply, old_values, restore, unsupported
 
 
@@ -53,7 +53,8 @@ class Cgroup1(CgroupLimits):
     def offered(self) -> Offered:
         """What this host has mounted; looked up once."""
         if self._found is None:
-            self._found = Offered(hierarchies(read("/proc/self/mountinfo")))
+            mountinfo = read("/proc/self/mountinfo")
+            self._found = Offered(hierarchies(mountinfo), unified=unified_controllers(mountinfo))
         return self._found
 
     def probe(self) -> Probe:
@@ -68,7 +69,9 @@ class Cgroup1(CgroupLimits):
         if closed:
             return Probe(usable=False, reason=f"{closed[0]} cannot be written: run as root, with /sys/fs/cgroup rw")
         missing = [name for name in CONTROLLERS if name not in points]
-        return Probe(usable=True, reason=f"controllers not mounted: {', '.join(missing)}" if missing else "")
+        beside = [name for name in missing if name in self.offered.unified]
+        reason = f"controllers not mounted: {', '.join(missing)}" if missing else ""
+        return Probe(usable=True, reason=reason + (f" (unified: {', '.join(beside)})" if beside else ""))
 
     def status(self) -> dict[str, str]:
         return {"Cgroup Version": "1", "Controllers": ", ".join(self.offered.points), "Parent": f"/{self._parent}"}

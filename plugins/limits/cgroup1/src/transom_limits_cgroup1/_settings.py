@@ -16,6 +16,7 @@ from transom_limits_cgroup1._devices import current, set_devices
 _FIELDS = {
     "memory": (Has.MEMORY, "memory.limit_in_bytes"),
     "memory_swap": (Has.SWAP, "memory.memsw.limit_in_bytes"),
+    "kernel_memory": (Has.KERNEL_MEMORY, "memory.kmem.limit_in_bytes"),
     "memory_reservation": (Has.RESERVATION, "memory.soft_limit_in_bytes"),
     "memory_swappiness": (Has.SWAPPINESS, "memory.swappiness"),
     "oom_kill_disable": (Has.OOM_DISABLE, "memory.oom_control"),
@@ -44,6 +45,7 @@ _EVIDENCE = {
     Has.SWAP: "memory.memsw.limit_in_bytes",
     Has.RESERVATION: "memory.soft_limit_in_bytes",
     Has.SWAPPINESS: "memory.swappiness",
+    Has.KERNEL_MEMORY: "memory.kmem.limit_in_bytes",
     Has.OOM_DISABLE: "memory.oom_control",
     Has.OOM_EVENTS: "memory.oom_control",
     Has.CPU_SHARES: "cpu.shares",
@@ -59,6 +61,7 @@ _EVIDENCE = {
 }
 
 _WITHOUT = {
+    Has.KERNEL_MEMORY: "kernels from 5.16 on do not limit kernel memory by itself: memory includes it",
     Has.SWAP: "this kernel does not account swap: boot with swapaccount=1",
     Has.IO_WEIGHT: "no block device uses the I/O scheduler bfq, see /sys/block/DEVICE/queue/scheduler",
     Has.CPU_REALTIME: "this kernel has no groups of real-time processes (CONFIG_RT_GROUP_SCHED)",
@@ -78,10 +81,18 @@ _HINTS = {
 
 
 class Offered:
-    """What the mounted hierarchies offer. `points` has the mount point of each controller."""
+    """What the mounted hierarchies offer.
 
-    def __init__(self, points: dict[str, str]) -> None:
-        self.points = points
+    Args:
+        points: the mount point of each controller.
+        release: the kernel's, as uname(2) has it.
+        unified: the controllers that the unified hierarchy of a hybrid host has.
+    """
+
+    def __init__(self, points: dict[str, str], *, release: str = "", unified: Iterable[str] = ()) -> None:
+        self.points, self.unified = points, frozenset(unified)
+        major, minor, *_ = (release or os.uname().release).split(".")
+        self._counts_kernel_memory = (int(major), int(minor)) < (5, 16)
 
     @cached_property
     def capabilities(self) -> frozenset[Has]:
@@ -99,20 +110,26 @@ class Offered:
         present = controller in self.points and (
             file.endswith(".") or os.path.exists(f"{self.points[controller]}/{file}")
         )
+        if capability is Has.KERNEL_MEMORY:  # later kernels keep the file and refuse what is written
+            return present and self._counts_kernel_memory
         return present and (capability is not Has.IO_WEIGHT or bfq_in_use())
+
+    def missing(self, controller: str) -> str:
+        """Say where a controller is that no v1 hierarchy has."""
+        if controller in self.unified:
+            return f"the cgroup controller {controller} is on the unified hierarchy, which this driver leaves alone"
+        return f"the cgroup controller {controller} is not mounted"
 
 
 def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
     """Say which of the fields that were asked for will not act, and why."""
     reasons = {}
-    if resources.kernel_memory is not None:
-        reasons["kernel_memory"] = "kernels from 5.16 on do not limit kernel memory by itself: memory includes it"
     for field, (capability, file) in _FIELDS.items():
         if asked(resources, field) and capability not in offered.capabilities:
             controller = (file or "hugetlb.").split(".")[0]
             mounted = controller in offered.points
             reason = _WITHOUT.get(capability, f"this kernel has no {file}")
-            reasons[field] = reason if mounted else f"the cgroup controller {controller} is not mounted"
+            reasons[field] = reason if mounted else offered.missing(controller)
     if "hugepages" not in reasons:
         for page in resources.hugepages:
             if page.size not in offered.hugepage_sizes:
