@@ -151,12 +151,14 @@ class UpdatesOneAtATime(Cgroup1):
     """Does as if another's update were its own."""
 
     def update(self, id, resources):
+        os.makedirs(self.root, exist_ok=True)
+        busy = self.root / "busy"
         try:
-            os.close(os.open(f"{self.root}.busy", os.O_CREAT | os.O_EXCL))
+            os.close(os.open(busy, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
         super().update(id, resources)
-        os.unlink(f"{self.root}.busy")
+        busy.unlink()
 
 
 @found_by("test_huge_pages_end_at_their_limit")
