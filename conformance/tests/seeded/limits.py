@@ -106,10 +106,10 @@ class IgnoresShares(Forgetful):
 
 
 @found_by("test_half_a_cpu_is_half_a_cpu")
-class GivesATenthLess(Forgetful):
+class GivesAQuarterLess(Forgetful):
     def heard(self, resources):
         quota = resources.cpu_quota
-        return resources if quota is None else replace(resources, cpu_quota=int(quota * 0.9))
+        return resources if quota is None else replace(resources, cpu_quota=int(quota * 0.75))
 
 
 @found_by("test_direct_writes_keep_to_their_rate")

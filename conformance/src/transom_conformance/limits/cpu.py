@@ -20,7 +20,7 @@ class Cpu(LimitsCases):
     def test_half_a_cpu_is_half_a_cpu(self, groups: Groups) -> None:
         """Within 5 %, over the periods in which the group wanted more; a busy host may not even give it half."""
         group = groups.make()
-        for cpus, seconds in ((0.5, 5.0), (0.2, 3.0), (0.1, 3.0), (0.05, 3.0)):
+        for cpus, seconds in ((0.5, 5.0), (0.2, 3.0), (0.1, 3.0), (0.05, 3.0), (0.02, 3.0)):
             quota = int(cpus * 100_000)
             groups.driver.update(id=group.id, resources=Resources(cpu_period=100_000, cpu_quota=quota))
             programs = [group.start(SPIN, seconds + 60) for _ in range(2)]
@@ -34,7 +34,7 @@ class Cpu(LimitsCases):
             held = after.cpu_throttled_periods - before.cpu_throttled_periods
             assert used <= 1.05 * cpus * elapsed + quota * 1000, f"{used / elapsed:.3f} of a CPU instead of {cpus}"
             assert used >= 0.95 * (held - 1) * quota * 1000, f"held {held} times after {used / 1e9:.3f} s in all"
-            if held >= 0.8 * elapsed / 100_000_000:
+            if held >= 0.95 * elapsed / 100_000_000:
                 assert after.cpu_throttled - before.cpu_throttled > 0
                 return
         pytest.fail(f"the group was not held back: {held} times in {elapsed / 1e9:.1f} s at {cpus} of a CPU")
