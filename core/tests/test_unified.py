@@ -53,8 +53,10 @@ class Plain(UnifiedLimits):
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Plain:
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plain:
     """A driver over a directory that looks like a hierarchy with the group "g"."""
+    # A control file takes what is written as its whole value; a plain one has to be cut off first.
+    monkeypatch.setattr("transom.services.unified.write", lambda path, value: Path(path).write_text(value))
     for group in (tmp_path, tmp_path / "transom", tmp_path / "transom/g"):
         group.mkdir(exist_ok=True)
         for name, text in FILES.items():

@@ -341,8 +341,9 @@ def nest(group: Group) -> tuple[str, ...]:
     for file in group.join:
         place = os.path.dirname(file)
         switch = Path(place, "cgroup.subtree_control")
-        for name in Path(place, "cgroup.controllers").read_text().split() if switch.exists() else ():
-            switch.write_text(f"+{name}")
+        if switch.exists() and not Path(place, "cgroup.procs").read_text():  # beside processes no controller can be on
+            for name in Path(place, "cgroup.controllers").read_text().split():
+                switch.write_text(f"+{name}")
         nested = Path(place, NESTED)
         nested.mkdir()
         for inherited in ("cpuset.cpus", "cpuset.mems"):  # without them a v1 cpuset takes no process
