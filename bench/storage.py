@@ -170,7 +170,7 @@ def bare_overlay(place):
     def life():
         for name in ("upper", "work", "merged"):
             (place / name).mkdir()
-        data = f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work"
+        data = f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work,index=off,metacopy=off,redirect_dir=off"
         mount("overlay", str(place / "merged"), "overlay", data=data)
         (place / "merged" / "new").write_bytes(bytes(4 * KIB))
         unmount(str(place / "merged"))
@@ -187,7 +187,8 @@ def gnu_tar(place, packed):
     subprocess.run(["tar", "-C", source, "-xf", "-"], input=packed, check=True)
 
     def write():
-        subprocess.run(["tar", "-C", source, "--format=pax", "-cf", "-", "."], check=True, stdout=subprocess.DEVNULL)
+        # Not to /dev/null: GNU tar knows it, and reads no file then.
+        subprocess.run(["tar", "-C", source, "--format=pax", "--xattrs", "-cf", place / "written.tar", "."], check=True)
 
     def unpack():
         target.mkdir()

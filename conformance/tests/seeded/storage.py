@@ -528,4 +528,38 @@ class LosesSmallDirectories(Spoiled):
                 shutil.rmtree(directory)
 
 
+@found_by("test_killed_before_any_system_call_what_is_there_is_whole")
+class LeavesTheStageOfAnotherProgram(Vfs):
+    """Python announces that the program is started, and not what it does: only a system call's fault finds it."""
+
+    def prepare(self, id, parents, size, idmap):
+        if not parents:
+            return super().prepare(id, parents, size, idmap)
+        script = 'cp -a "$1" "$2" && mv "$2" "$3"'
+        places = [self.root / parents[0], self.root / f"Stage-{id}", self.root / id]
+        return subprocess.run(["sh", "-c", script, "sh", *places], check=True)
+
+
+@found_by("test_whatever_system_call_fails_once_what_is_there_is_whole")
+class SaysNothingOfFailures(Vfs):
+    def prepare(self, id, parents, size, idmap):
+        try:
+            super().prepare(id, parents, size, idmap)
+        except DriverError:
+            (self.root / id).mkdir(exist_ok=True)
+
+
+@found_by("test_a_power_loss_at_any_system_call_leaves_what_was_reported")
+class ReportsBeforeItSyncs(Vfs):
+    def commit(self, id, parents):
+        pass
+
+
+@found_by("test_attributes_that_cannot_be_kept_are_refused_never_dropped")
+class DropsWhatItCannotKeep(Repacks):
+    def keeps(self, member):
+        member.pax_headers = {k: v for k, v in member.pax_headers.items() if not k.startswith("SCHILY")}
+        return True
+
+
 CORRECT = (Vfs, Lists)

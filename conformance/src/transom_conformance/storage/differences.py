@@ -132,13 +132,18 @@ class Differences(StorageCases):
             assert {**layers.tree(name), b".": None} == {**tree_of(plain), b".": None}
             parent, below = name, plain
 
-    def test_the_diff_of_a_layer_in_use_is_refused(self, layers: Layers) -> None:
-        """35, 58: for it the layer would be mounted a second time."""
+    def test_the_diff_of_a_layer_in_use_is_that_of_one_at_rest_or_refused(self, layers: Layers) -> None:
+        """35, 58: refused where the layer would have to be mounted a second time."""
         layers.committed("base", fill=put(a="1"))
         layers.active("child", "base", put(b="2"))
-        with layers.snapshots.claim("child"), pytest.raises(Conflict, match="in use"):
-            layers.diff("child")
-        assert layers.diff("child")
+        found: bytes | None = None
+        with layers.snapshots.claim("child"):
+            if layers.driver.content(id=layers.snapshots.stat("child").id) is None:
+                with pytest.raises(Conflict, match="in use"):
+                    layers.diff("child")
+            else:
+                found = layers.diff("child")
+        assert found in (None, layers.diff("child"))
 
     @pytest.mark.parametrize("what", sorted(SEQUENCES))
     def test_links_and_permissions_survive_a_sequence_of_layers(self, layers: Layers, what: str) -> None:

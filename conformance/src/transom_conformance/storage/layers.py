@@ -202,7 +202,7 @@ def clear(path: Path) -> None:
 
 def wait_for_detached(image: Path) -> None:
     """Wait until no loop device has the file any more: the kernel lets go a moment after the unmount."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         backing = [file for file in Path("/sys/block").glob("loop*/loop/backing_file") if _read(file) == str(image)]
         if not backing:

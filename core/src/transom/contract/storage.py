@@ -252,6 +252,15 @@ class Storage(Driver):
         """
         raise self.unsupported(StorageCapability.DIFF)
 
+    @operation()
+    def content(self, id: str) -> str | None:
+        """Return a directory that has every path that the layer changed, as it is now, to be read without a mount.
+
+        Others may be missing from it; deletions may be marked in it as the driver likes. None, as the inherited body
+        says: there is none, the layer is mounted.
+        """
+        return None
+
     @operation(needs=StorageCapability.APPLY)
     def apply(self, id: str, parents: tuple[str, ...], stream: IO[bytes]) -> int:
         """Unpack an uncompressed layer tar (OCI image-spec, layer.md) into the active, unmounted layer.

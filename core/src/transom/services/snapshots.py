@@ -261,11 +261,14 @@ class Snapshots:
         """Write the layer's changes as a layer tar (OCI image-spec, layer.md); return the bytes written.
 
         Raises:
-            Conflict: the layer is active and in use.
+            Conflict: the layer is active, in use, and to be read by a mount only; or a file vanished meanwhile.
         """
         from transom.services.archive import write
 
         layer, changes = self.stat(key), self.changes(key)
+        content = self.driver.content(id=layer.id)
+        if content is not None:
+            return write(changes=changes, root=content, out=out)
         return self._alone(layer, lambda upper, _lower: write(changes=changes, root=upper, out=out))
 
     def apply(self, key: str, stream: IO[bytes]) -> int:

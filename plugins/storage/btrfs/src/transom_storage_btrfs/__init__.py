@@ -121,6 +121,10 @@ class Btrfs(Storage):
         with self._in_words("apply", id):
             return extract(stream=stream, root=f"{self.root}/{id}")
 
+    def content(self, id: str) -> str:
+        """The subvolume."""
+        return f"{self.root}/{id}"
+
     def recover(self) -> list[str]:
         """Remove quota groups of subvolumes that are gone; layers are core's to judge."""
         return [f"storage btrfs: removed the quota group 0/{number}" for number in self._drop_groups()]

@@ -172,6 +172,10 @@ class Overlay2(Storage):
 
         return iter(changes(self._diff(id), [self._diff(parent) for parent in parents]))
 
+    def content(self, id: str) -> str:
+        """The upper directory: what changed is there whole, since metacopy is off."""
+        return self._diff(id)
+
     def recover(self) -> list[str]:
         """Remove what killed probes left; layers are core's to judge."""
         from transom_storage_overlay2.probe import sweep
