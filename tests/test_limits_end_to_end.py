@@ -8,6 +8,8 @@ import pytest
 
 from transom.contract.limits import LimitsCapability
 
+NETWORK = "none"
+
 
 def events(world, *actions):
     """Return the noted events of those names, oldest first."""

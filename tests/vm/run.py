@@ -33,7 +33,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pytest: list[str]
     kernel: str = "uml"
     needs: list[str] = []
-    timeout: float = 600
+    timeout: float = 1800
     memory: int = 8192
     cpus: int = 1
     init: str = ""

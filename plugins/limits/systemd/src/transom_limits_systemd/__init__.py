@@ -33,7 +33,7 @@ import msgspec
 from transom.contract import Probe
 from transom.contract.limits import LimitsCapability as Has
 from transom.contract.limits import Resources, Stats
-from transom.services.cgroups import Undo, forget, names_below, wait
+from transom.services.cgroups import Undo, forget, names_below, wait, write
 from transom.services.files import Lock
 from transom.services.unified import EVERYTHING, Unified, UnifiedLimits
 from transom_limits_systemd._manager import SECONDS, SOCKET, Manager, start_kept
@@ -190,10 +190,14 @@ class Systemd(UnifiedLimits):
             forget(note)
 
     def _stop(self, id: str) -> None:
-        """End the scope with its keeper, and wait until it is gone."""
+        """End the scope with its keeper and whatever went from the group to beside it; wait until it is gone."""
         scope = self._path(id)
         if not os.path.isdir(scope):
             return
+        try:
+            write(f"{scope}/cgroup.kill", "1")
+        except OSError:
+            pass  # before Linux 5.14, or gone: systemd ends it as it ends any unit
         with Manager() as manager:
             manager.stop(_unit(id))
         if not wait(lambda: not os.path.isdir(scope), seconds=SECONDS):
