@@ -11,4 +11,4 @@ class TestDevicemapper(StorageSuite):
         "dm.basesize": "256m",
         "dm.mkfsarg": "-i 4096 -J size=4",
     }
-    stride = 7  # a user-mode guest is slow, and starting the pool for each call is most of the time
+    stride = 20  # a user-mode guest is slow, and starting the pool for each call is most of the time

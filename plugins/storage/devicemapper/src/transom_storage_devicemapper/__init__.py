@@ -32,7 +32,7 @@ class DevicemapperOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     datadev: str = msgspec.field(default="", name="dm.datadev")
     metadatadev: str = msgspec.field(default="", name="dm.metadatadev")
     loopdatasize: Size = msgspec.field(default=100 << 30, name="dm.loopdatasize")
-    loopmetadatasize: Size = msgspec.field(default=2 << 30, name="dm.loopmetadatasize")
+    loopmetadatasize: Size = msgspec.field(default=128 << 20, name="dm.loopmetadatasize")
     blocksize: Size = msgspec.field(default=64 << 10, name="dm.blocksize")
     basesize: Size = msgspec.field(default=10 << 30, name="dm.basesize")
     fs: Literal["ext4", "xfs"] = msgspec.field(default="ext4", name="dm.fs")
@@ -71,8 +71,8 @@ class Devicemapper(Storage):
         "dm.thinpooldev": "A thin pool that is there already and used by nobody else, by its name or path.",
         "dm.datadev": "An empty block device for the data of a new pool; by default a sparse file.",
         "dm.metadatadev": "An empty block device for the metadata of a new pool; by default a sparse file.",
-        "dm.loopdatasize": "The size of the data file of a new pool; it takes space as it fills.",
-        "dm.loopmetadatasize": "The size of the metadata file of a new pool.",
+        "dm.loopdatasize": "The size of the data file of a new pool, at most 90% of what is free; it is sparse.",
+        "dm.loopmetadatasize": "The size of the metadata file of a new pool; it is allocated, and grows as it fills.",
         "dm.blocksize": "The unit in which a new pool gives out and shares space.",
         "dm.basesize": "The size of the file system that a layer has, at least; it takes space as it fills.",
         "dm.fs": "The file system of new base layers.",
@@ -300,14 +300,14 @@ class Devicemapper(Storage):
         """Give the new volume and its file system another size."""
         from transom_storage_devicemapper.filesystems import grow, shrink
 
-        fitted = msgspec.structs.replace(volume, size=size)
-        device = self._pool.activate(volume)
+        fitted, place = msgspec.structs.replace(volume, size=size), f"{self.run}/{_PLACE}"
+        node = self._pool.activate(volume).node
         if size < volume.size:
-            shrink(device.node, size)
+            shrink(node, size, self._mount(volume, node), place)
             self._pool.resize(fitted)
         else:
             self._pool.resize(fitted)
-            grow(volume.filesystem, device.node, self._mount(volume, device.node), f"{self.run}/{_PLACE}")
+            grow(volume.filesystem, node, self._mount(volume, node), place)
         self._pool.note(path, fitted)
         self._pool.deactivate(fitted)
 

@@ -63,23 +63,24 @@ def options(filesystem: str, mine: Sequence[str]) -> tuple[str, ...]:
     return (*(("nouuid",) if filesystem == "xfs" else ()), *mine)
 
 
-def shrink(node: str, size: int) -> None:
+def shrink(node: str, size: int, mount: Mount, place: str) -> None:
     """Make the ext4 on a device smaller; what is in it stays.
 
     Raises:
         ToolError: more than that is in it.
     """
+    lost = f"{place}/lost+found"
+    had = inside(mount, place, lambda: os.path.isdir(lost))
     run("e2fsck", "-f", "-y", node, good=(0, 1))
     run("resize2fs", node, f"{size // 1024}K")
+    if not had:  # e2fsck makes it, and it is no part of the layer
+        inside(mount, place, lambda: os.rmdir(lost) if os.path.isdir(lost) else None)
 
 
 def grow(filesystem: str, node: str, mount: Mount, place: str) -> None:
-    """Make the file system as large as its device."""
-    if filesystem == "ext4":
-        run("e2fsck", "-f", "-y", node, good=(0, 1))
-        run("resize2fs", node)
-    else:
-        inside(mount, place, lambda: run("xfs_growfs", place))
+    """Make the file system as large as its device; mounted, so that no check need come before it."""
+    command = ("resize2fs", node) if filesystem == "ext4" else ("xfs_growfs", place)
+    inside(mount, place, lambda: run(*command))
 
 
 def inside(mount: Mount, place: str, function: Callable[[], T]) -> T:

@@ -368,14 +368,17 @@ class Pool:
             number = _parse(self._mapper.status(name)).transaction if self._mapper.device(name) else 0
             made = Made(name, "", "", 0, given=True)
         else:
-            data = self._room("data", wanted.data, wanted.data_size)
-            metadata = self._room("metadata", wanted.metadata, wanted.metadata_size)
+            metadata = self._room("metadata", wanted.metadata, wanted.metadata_size, allocate=True)
+            # A pool that is full says so; a disk that is full below it breaks what is in it.
+            place = os.statvfs(self._root)
+            most = int(0.9 * place.f_bavail * place.f_frsize) // wanted.block * wanted.block
+            data = self._room("data", wanted.data, min(wanted.data_size, most), allocate=False)
             made = Made(f"transom-{os.urandom(6).hex()}", data, metadata, wanted.block // SECTOR)
         self._write("transaction.json", Transaction(number))
         self._write("pool.json", made)
         return made
 
-    def _room(self, name: str, device: str, size: int) -> str:
+    def _room(self, name: str, device: str, size: int, *, allocate: bool) -> str:
         """Return the device that was given, or make a file; what a killed process made of it is made anew."""
         if device:
             _check_empty(device)
@@ -384,7 +387,7 @@ class Pool:
         with suppress(FileNotFoundError):
             os.unlink(path)
         with closing(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as fd:
-            os.ftruncate(fd, size)
+            os.posix_fallocate(fd, 0, size) if allocate else os.ftruncate(fd, size)
             os.fsync(fd)
         return name
 
@@ -488,7 +491,8 @@ class Pool:
                 status = self.status()
         problem = self._problem(status)
         if problem:
-            raise DriverError("prepare", driver=WHO, subject=f"pool {self._name}", cause=problem[0], hint=problem[1])
+            cause = OSError(errno.ENOSPC, problem[0])
+            raise DriverError("prepare", driver=WHO, subject=f"pool {self._name}", cause=cause, hint=problem[1])
 
     def _problem(self, status: Status) -> tuple[str, str] | None:
         if status.needs_check or status.mode == "ro":
@@ -523,7 +527,8 @@ class Pool:
             size = os.stat(path).st_size
             larger = min(int(size * (1 + self._wanted.extend_by)), most) // (made.block * SECTOR) * made.block * SECTOR
             if larger > size:
-                os.truncate(path, larger)
+                with closing(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+                    os.posix_fallocate(fd, size, larger - size) if most == _METADATA_MAX else os.ftruncate(fd, larger)
                 loops.grow(number)
                 done = True
         if done:
