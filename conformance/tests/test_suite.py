@@ -1,11 +1,14 @@
 """The suite as an author's own pytest run has it: fifteen lines, and the same rules."""
 
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+from transom_conformance.network import NetworkSuite
 from transom_conformance.suite import census
 
 AUTHOR = """
@@ -86,3 +89,16 @@ def test_the_census_bears_threads_that_end_meanwhile(tmp_path):
     finally:
         stop.set()
         churning.join()
+
+
+def test_the_catalogue_of_network_cases_names_cases_and_files_that_are_there():
+    root = Path(__file__).parents[2]
+    text = (root / "docs/network-cases.md").read_text()
+    cases = {name.removeprefix("test_"): getattr(NetworkSuite, name) for name in dir(NetworkSuite) if "test_" in name}
+    assert {*re.findall(r"`([a-z_0-9]{12,})`", text)} - cases.keys() == set()
+    paths = re.findall(r"(?:core|engine|plugins|tests|bench)/[\w/-]+(?:\.py)?", text)
+    assert [path for path in paths if not (root / path).exists()] == []
+    numbers = re.findall(r"^\| ([A-Z]\d+) \|", text, re.MULTILINE)
+    said = {number for case in cases.values() for number in re.findall(r"\b[LKIPDAVZSB]\d+\b", case.__doc__)}
+    assert said <= {*numbers}
+    assert len({*numbers}) == len(numbers) == 73

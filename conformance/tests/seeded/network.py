@@ -4,7 +4,9 @@ import msgspec
 
 from seeded.found import found_by
 from transom.contract.network import Attachment, Network, NetworkCapability, Owned
-from transom.errors import Conflict
+from transom.errors import Conflict, DriverError
+from transom.services.interfaces import route_by
+from transom.services.netlink import Session, add_link, delete_link
 from transom_network_bridge import Bridge
 from transom_network_none import Null
 
@@ -97,6 +99,34 @@ class PublishesEverywhere(Bridge):
 class KeepsPortsPublished(Bridge):
     def unpublish(self, network, endpoint):
         pass
+
+
+@found_by("test_an_error_at_any_system_call_is_said_in_words_and_undone")
+class LeavesHalfAnEndpoint(Bridge):
+    def attach(self, network, endpoint, netns):
+        try:
+            return super().attach(network, endpoint, netns)
+        except DriverError:
+            with Session() as session:
+                session.request(add_link(name="half0", kind="bridge"))
+            raise
+
+
+@found_by("test_killed_at_any_point_nothing_is_left_and_everything_goes_on")
+class MarksItsBridgeLater(Bridge):
+    def create_network(self, network):
+        with Session() as session:
+            session.request(add_link(name="later0", kind="bridge"))
+            super().create_network(network)
+            session.request(delete_link("later0"))
+
+
+@found_by("test_a_driver_makes_no_default_route")
+class RoutesByItself(Bridge):
+    def attach(self, network, endpoint, netns):
+        attachment = super().attach(network, endpoint, netns)
+        route_by(netns, [(attachment.interface, gateway) for gateway in attachment.gateways])
+        return attachment
 
 
 @found_by("test_undeclared_capabilities_are_refused")

@@ -616,13 +616,16 @@ class Networks:
     def _keeps_addresses(self, record: NetworkRecord) -> bool:
         return self.engine.network_driver(record.driver).keeps_addresses(network=self._network(record))
 
+    def _is_watched(self, record: NetworkRecord) -> bool:
+        return NetworkCapability.WATCH in self.engine.network_driver(record.driver).capabilities
+
     def watches(self, container: Container, netns: int) -> dict[str, Callable[[int], None]]:
         """Return what must run while the container does, by endpoint: `NetworkDriver.watch` without its `stop`."""
         found: dict[str, Callable[[int], None]] = {}
         for name, place in container.network_settings.networks.items():
             record = self.get(name)
             driver = self.engine.network_driver(record.driver)
-            if place.endpoint_id and NetworkCapability.WATCH in driver.capabilities:
+            if place.endpoint_id and self._is_watched(record):
                 network, endpoint = self._network(record), self._endpoint(container, record, place)
                 found[place.endpoint_id] = lambda stop, d=driver, n=network, e=endpoint: d.watch(  # type: ignore[misc]
                     network=n, endpoint=e, netns=netns, stop=stop
@@ -684,6 +687,7 @@ class Networks:
                 raise Conflict(f"container {container.name} is already on network {record.name}")
             self._check_place(record, place)
             before = self._ways_out(container)
+            resolved = self.resolves(container)
             container.network_settings.networks[record.name] = place
             if container.state.pid:
                 with _netns_of(container) as netns:
@@ -698,7 +702,7 @@ class Networks:
                         raise
             with self.engine.state.changing(container.id) as kept:
                 self.note(container, kept, record.name)
-        if container.state.pid:
+        if container.state.pid and (self._is_watched(record) or (self.has_names(record) and not resolved)):
             self._reload(container)
 
     def _reload(self, container: Container) -> None:
@@ -745,7 +749,7 @@ class Networks:
             with self.engine.state.changing(container.id) as kept:
                 kept.network_settings.networks.pop(record.name, None)
                 self.note(container, kept)
-        if container.state.pid:
+        if container.state.pid and self._is_watched(record):
             self._reload(container)
 
     # Between records and contracts
@@ -819,6 +823,8 @@ class Networks:
         return {name: word for name, word in words.items() if word and name in known}
 
     def _options(self, driver: str, struct: type[msgspec.Struct], words: dict[str, str], where: str) -> Any:
+        if not words and not any(field.required for field in msgspec.structs.fields(struct)):
+            return struct()
         from transom.services.options import convert
 
         return convert(driver=self.engine.drivers.load("network", driver), options=words, struct=struct, where=where)

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 
-from transom.contract.network import Endpoint, Network, Owned, Port
+import pytest
+
+from transom.contract.network import Endpoint, Owned, Port
+from transom_conformance.faults import failed_at, killed_before, needs_strace, sample, system_calls
 from transom_conformance.network.cases import NetworkCases
 from transom_conformance.network.site import HOST, Has, Site, plain, requires, talk, together
 from transom_conformance.suite import in_child
+
+TELLING = frozenset({"sendto", "setns", "write", "mkdir", "flock"})
+"""The system calls by which a driver changes the network, but for those of programs that it starts."""
+
+
+def kills(function: Callable[[], object], *, most: int) -> list[Callable[[Callable[[], object]], object]]:
+    """Return ways to cut the function off: before system calls of its own where strace(1) is, else at some time."""
+    if needs_strace():
+        chance, start = random.Random(4), time.monotonic()
+        assert in_child(function) == 0
+        whole = time.monotonic() - start
+        return [partial(_at_a_time, chance.uniform(0.0, 1.1 * whole)) for _ in range(most)]
+    calls = [call for call in system_calls(function) if call.name in TELLING]
+    return [partial(killed_before, call=call) for call in sample(calls, most)]
+
+
+def _at_a_time(seconds: float, function: Callable[[], object]) -> None:
+    assert in_child(function, kill_after=seconds) in {0, -signal.SIGKILL}
 
 
 class Crashes(NetworkCases):
@@ -65,30 +88,23 @@ class Crashes(NetworkCases):
 
     @requires(Has.L2)
     def test_killed_at_any_point_nothing_is_left_and_everything_goes_on(self, site: Site) -> None:
-        """Z3: create, attach, publish, detach and delete are each cut off by SIGKILL somewhere."""
+        """Z3: create, attach, publish, detach and delete are each cut off by SIGKILL, at system calls of theirs."""
         before = site.census()
-        chance = random.Random(4)
-        container = site.container()
+        container, network = site.container(), site.describe()
 
-        def life(network: Network, endpoint: Endpoint, netns: int) -> None:
+        def life(endpoint: Endpoint) -> None:
             driver = site.open()
             driver.create_network(network=network)
-            driver.attach(network=network, endpoint=endpoint, netns=netns)
+            driver.attach(network=network, endpoint=endpoint, netns=container.netns)
             if site.has(Has.PUBLISH):
                 driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
             driver.detach(network=network, endpoint=endpoint)
             driver.delete_network(network=network)
 
-        network = site.describe()
-        start = time.monotonic()
-        assert in_child(partial(life, network, site.endpoint(network), container.netns)) == 0
-        whole = time.monotonic() - start
-        for _ in range(20):
+        for kill in kills(partial(life, site.endpoint(network)), most=16):
+            site.settle(network)
             endpoint = site.endpoint(network)
-            code = in_child(
-                partial(life, network, endpoint, container.netns), kill_after=chance.uniform(0.0, 1.1 * whole)
-            )
-            assert code in {0, -signal.SIGKILL}
+            kill(partial(life, endpoint))
             driver = site.open()
             driver.recover()
             assert driver.recover() == []
@@ -99,14 +115,38 @@ class Crashes(NetworkCases):
             driver.delete_network(network=network)
             assert driver.owned() == Owned()
             assert site.census() == before
-            # The same network and endpoint work as if nothing had happened.
-            site.settle(network, endpoint)
-            driver.create_network(network=network)
-            driver.attach(network=network, endpoint=endpoint, netns=container.netns)
-            other, _ = site.joined(network)
-            assert talk(other.netns, container.listen(), plain(endpoint))
-            site.sweep()
-            assert site.census() == before
+        # The same network and endpoint work as if nothing had happened.
+        site.settle(network, endpoint)
+        driver.create_network(network=network)
+        driver.attach(network=network, endpoint=endpoint, netns=container.netns)
+        other, _ = site.joined(network)
+        assert talk(other.netns, container.listen(), plain(endpoint))
+        site.sweep()
+        assert site.census() == before
+
+    @requires(Has.L2)
+    def test_an_error_at_any_system_call_is_said_in_words_and_undone(self, site: Site) -> None:
+        """Z2: an attachment that fails leaves nothing on the host nor in the namespace."""
+        if reason := needs_strace():
+            pytest.skip(reason)
+        network, container = site.network(), site.container()
+        before = site.census()
+
+        def attach(endpoint: Endpoint) -> None:
+            site.open().attach(network=network, endpoint=endpoint, netns=container.netns)
+
+        first = site.endpoint(network)
+        calls = [call for call in system_calls(partial(attach, first)) if call.name in TELLING]
+        site.driver.detach(network=network, endpoint=first)
+        for call in sample(calls, 8):
+            endpoint = site.endpoint(network)
+            outcome = failed_at(partial(attach, endpoint), call, errno.ENOMEM)
+            if outcome.error:
+                assert outcome.in_words, f"{call.text}: {outcome.error}"
+                assert site.census() == before, call.text
+                assert [link["ifname"] for link in container.ip("link")] == ["lo"], call.text
+            site.driver.detach(network=network, endpoint=endpoint)
+            assert site.census() == before, call.text
 
     @requires(Has.L2)
     def test_a_hundred_endpoints_come_and_go_and_nothing_adds_up(self, site: Site) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 
+from transom.contract.network import Port
 from transom.services.netns import inside
 from transom_conformance.network.cases import NetworkCases
 from transom_conformance.network.site import (
@@ -17,6 +18,7 @@ from transom_conformance.network.site import (
     NEIGHBOUR,
     TCP,
     UDP,
+    UPLINK,
     Has,
     Site,
     ip_batch,
@@ -87,3 +89,20 @@ class Isolation(NetworkCases):
         assert site.census() == before
         inside(site.host, ip_batch, "link delete foreign0")
         inside(site.host, partial(subprocess.run, ["nft", "delete", "table", "ip", "foreign"], check=True))
+
+    @requires(Has.PUBLISH)
+    def test_what_the_hosts_firewall_drops_stays_dropped(self, site: Site) -> None:
+        """I7: publishing opens nothing that the host's administrator closed, whoever's rules come first."""
+        if not shutil.which("nft"):
+            pytest.skip("the program nft is missing: install nftables")
+        network = site.network()
+        container, endpoint = site.joined(network)
+        server = container.listen(TCP, 80)
+        site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+        assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR
+        rule = f'iifname "{UPLINK}" tcp dport 80 drop'
+        rules = f"table ip mine {{ chain forward {{ type filter hook forward priority 10; {rule}; }}; }}"
+        inside(site.host, partial(subprocess.run, ["nft", "-f", "-"], input=rules, text=True, check=True))
+        assert unreachable(site.neighbour, server, HOST, 8080)
+        inside(site.host, partial(subprocess.run, ["nft", "delete", "table", "ip", "mine"], check=True))
+        assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR

@@ -209,7 +209,7 @@ class Bridge(NetworkDriver):
         """Join the namespace; 2 ms."""
         host = _host_end(endpoint.id)
         try:
-            with Session() as session, inside(netns, Session) as inner:
+            with Session() as session:
                 bridge = session.link(bridge_name(network))
                 if bridge is None:
                     raise NotFound(
@@ -217,12 +217,8 @@ class Bridge(NetworkDriver):
                     )
                 if session.link(host):
                     raise Conflict(f"endpoint {endpoint.id[:12]} is attached to network {network.name} already")
-                interface, mac = self._pair(session, inner, network, endpoint, bridge, netns)
-                try:
-                    interfaces.furnish(inner, netns=netns, endpoint=endpoint, interface=interface)
-                except BaseException:
-                    interfaces.remove(session, host)
-                    raise
+                nf = _bridge_nf()  # the host's; from here on in the container's namespace
+                interface, mac = inside(netns, self._join, session, network, endpoint, bridge, netns, nf=nf)
         except OSError as error:
             raise DriverError("attach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
         return Attachment(
@@ -233,6 +229,18 @@ class Bridge(NetworkDriver):
             mtu=bridge.mtu,
         )
 
+    def _join(
+        self, session: Session, network: Network, endpoint: Endpoint, bridge: Link, netns: int, *, nf: bool
+    ) -> tuple[str, str]:
+        with Session() as inner:
+            interface, mac = self._pair(session, inner, network, endpoint, bridge, netns, nf=nf)
+            try:
+                interfaces.furnish(inner, netns=netns, endpoint=endpoint, interface=interface)
+            except BaseException:
+                interfaces.remove(session, _host_end(endpoint.id))
+                raise
+        return interface, mac
+
     def _pair(
         self,
         session: Session,
@@ -241,11 +249,12 @@ class Bridge(NetworkDriver):
         endpoint: Endpoint,
         bridge: Link,
         netns: int,
+        *,
+        nf: bool,
     ) -> tuple[str, str]:
         """Make the pair; return the name and the MAC of its inner end."""
         host = _host_end(endpoint.id)
         mac = endpoint.mac or interfaces.mac_for(endpoint.addresses, endpoint.id)
-        nf = _bridge_nf()
         for interface in interfaces.names(inner, endpoint, options_of(network).prefix):
             try:
                 session.request(

@@ -1,0 +1,165 @@
+"""Networks beside docker's on this machine: `python bench/network.py`. How to read it is in README.md.
+
+The set-up is that of run.py: namespaces, a directory and control groups of our own, a dockerd that is started here.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from run import IMAGE, MS_PRIVATE, Dockerd, Group, machine, make_root, transom_side
+
+from transom.contract.network import Endpoint, Network, Port, Subnet
+from transom.services.mounts import CLONE_NEWNS, MS_REC, mount, unshare
+from transom.services.netns import CLONE_NEWNET, create, loopback_up
+
+NETWORKS = 8
+
+
+def timed(function, *args, **kwargs):
+    """Return how many milliseconds a call takes."""
+    start = time.perf_counter()
+    function(*args, **kwargs)
+    return (time.perf_counter() - start) * 1000
+
+
+class OverSocket(http.client.HTTPConnection):
+    """A connection to dockerd."""
+
+    def __init__(self, path):
+        super().__init__("localhost")
+        self.path = path
+
+    def connect(self):
+        """Open the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self.path)
+
+    def post(self, path, body):
+        """Ask for something that succeeds."""
+        self.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = self.getresponse()
+        text = answer.read()
+        if answer.status >= 300:
+            raise SystemExit(f"docker {path}: {answer.status} {text!r}")
+
+
+def against_docker(place, name, pairs):
+    """Connect and disconnect a running container by turns: inside an engine that runs, and by the command."""
+    from transom_engine.model import EndpointSettings
+
+    groups = [Group(f"{name}-transom"), Group(f"{name}-docker")]
+    docker = None
+    try:
+        transom, engine = transom_side(place, groups[0])
+        docker = Dockerd(place, groups[1])
+        for side in (transom, docker.side):
+            side("run", "-d", "--name", "app", "--network", "bridge", IMAGE, "sleep", "10000")
+            for number in range(NETWORKS):
+                side("network", "create", f"n{number}")
+        api, app = OverSocket(f"{place}/docker.sock"), engine.containers.get("app")
+        cases = {
+            "connect, in an engine that runs": (
+                lambda net: engine.networks.connect(net, app, EndpointSettings()),
+                lambda net: api.post(f"/networks/{net}/connect", {"Container": "app"}),
+            ),
+            "disconnect, in an engine that runs": (
+                lambda net: engine.networks.disconnect(net, app),
+                lambda net: api.post(f"/networks/{net}/disconnect", {"Container": "app"}),
+            ),
+            "connect, by the command": (
+                lambda net: transom("network", "connect", net, "app"),
+                lambda net: docker.side("network", "connect", net, "app"),
+            ),
+            "disconnect, by the command": (
+                lambda net: transom("network", "disconnect", net, "app"),
+                lambda net: docker.side("network", "disconnect", net, "app"),
+            ),
+        }
+        figures = {case: [] for case in cases}
+        for count in range(-1, pairs):
+            for case, sides in cases.items():
+                groups[0].enter()
+                pair = [timed(act, f"n{count % NETWORKS}") for act in sides]
+                if count >= 0:  # the first round warms up
+                    figures[case].append(pair)
+        print(f"{'':38}{'transom ms':>11}{'docker ms':>11}{'ratio':>8}")
+        for case, found in figures.items():
+            ours, theirs = (statistics.median(side) for side in zip(*found, strict=True))
+            ratio = statistics.median(a / b for a, b in found)
+            print(f"{case:38}{ours:11.1f}{theirs:11.1f}{ratio:8.2f}", flush=True)
+        transom("rm", "-f", "app")
+        engine.close()
+    finally:
+        if docker:
+            docker.stop()
+        base = "/sys/fs/cgroup/cpuacct/cgroup.procs" if groups[0].v1 else "/sys/fs/cgroup/cgroup.procs"
+        Path(base).write_text("0")
+        for group in groups:
+            group.remove()
+
+
+def growth(place, most):
+    """Attach and publish one endpoint after another, and see whether the last cost more than the first."""
+    from transom.drivers import Drivers
+
+    driver = Drivers(state=place / "state", run=place / "run").open("network", "bridge", {}, where="the benchmark")
+    network = Network(id="b" * 64, name="bench", subnets=(Subnet(pool="10.214.0.0/16", gateway="10.214.0.1"),))
+    driver.create_network(network=network)
+    times = {"attach": [], "publish": [], "detach": []}
+    ends = []
+    for number in range(most):
+        netns = create()
+        address = f"10.214.{(number + 2) >> 8}.{(number + 2) & 255}/16"
+        end = Endpoint(id=os.urandom(32).hex(), container="c", names=(f"c{number}",), addresses=(address,))
+        times["attach"].append(timed(driver.attach, network=network, endpoint=end, netns=netns))
+        ports = (Port(container=80),)
+        times["publish"].append(timed(driver.publish, network=network, endpoint=end, ports=ports))
+        ends.append((netns, end))
+    many = tuple(Port(container=1000 + n, host=10000 + n) for n in range(1000))
+    bulk = timed(driver.publish, network=network, endpoint=ends[0][1], ports=many)
+    for netns, end in ends:
+        times["detach"].append(timed(driver.detach, network=network, endpoint=end))
+        os.close(netns)
+    driver.delete_network(network=network)
+    tenth = max(most // 10, 1)
+    print(f"\n{most} endpoints, in milliseconds{'':8}{'first tenth':>14}{'last tenth':>12}{'least':>8}")
+    for what, found in times.items():
+        first, last = statistics.median(found[:tenth]), statistics.median(found[-tenth:])
+        print(f"  {what:36}{first:12.2f}{last:12.2f}{min(found):8.2f}")
+    print(f"  1,000 ports published beside them {bulk:14.0f}")
+
+
+def main():
+    """Read the options and measure in namespaces and a directory of our own."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=15, help="how often each case runs on each side (default 15)")
+    parser.add_argument("--endpoints", type=int, default=500, help="how many are attached (default 500)")
+    parser.add_argument("--no-docker", dest="docker", action="store_false", help="measure ours only")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        raise SystemExit("the benchmark makes interfaces: run it as root")
+    print(machine() + "\n", flush=True)
+    unshare(CLONE_NEWNET | CLONE_NEWNS)
+    mount("", "/", flags=MS_REC | MS_PRIVATE)
+    loopback_up()
+    place = Path(tempfile.mkdtemp(prefix="transom-bench-"))
+    try:
+        make_root(place / "root")
+        if options.docker and shutil.which("dockerd") and shutil.which("docker"):
+            against_docker(place, f"transom-bench-{os.getpid()}", options.pairs)
+        growth(place, options.endpoints)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    print("\n" + machine())
+
+
+if __name__ == "__main__":
+    main()
