@@ -85,7 +85,14 @@ def _joined(engine: Engine, container: Container, proc: str) -> dict[str, str]:
 
 
 def network_files(engine: Engine, container: Container, *, host_network: bool) -> Mapping[str, str]:
-    """Write the container's hostname, hosts and resolv.conf; return source by destination."""
+    """Write the container's hostname, hosts and resolv.conf; return source by destination.
+
+    A container that shares another's network has the other's, as docker does.
+    """
+    host = engine.networks.host_of(container)
+    directory = engine.container_dir(host.id)
+    if host is not container and (directory / "resolv.conf").exists():
+        return {f"/etc/{name}": str(directory / name) for name in ("hostname", "hosts", "resolv.conf")}
     directory = engine.container_dir(container.id)
     contents = {
         "hostname": f"{container.config.hostname or os.uname().nodename}\n",

@@ -64,7 +64,9 @@ def prepare(
     engine.snapshots(container.driver)  # before anything is on record: a driver that is not there fails here
     logplan.settle(engine, container)
     discarded = engine.networks.check(container)
-    if not merged.hostname:
+    if (other := engine.networks.host_of(container)) is not container:
+        merged.hostname, merged.domainname = other.config.hostname, other.config.domainname
+    elif not merged.hostname:
         shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
         merged.hostname = os.uname().nodename if shares else container.id[:12]
     warnings = check(

@@ -303,6 +303,13 @@ class _Leftovers:
                 " networks and endpoints without a record may be its own and were not judged"
             )
             return
+        try:
+            damage = list(self.engine.networks.damage())
+        except TransomError as error:
+            self.remarks.append(f"networks in use were not judged: {error}")
+            damage = []
+        for name, text, repair in damage:
+            yield Fault("network", name, text, repair)
         for installation in installed("network"):
             try:
                 driver = self.engine.network_driver(installation.name)

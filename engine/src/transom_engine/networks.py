@@ -11,7 +11,7 @@ import builtins
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -406,14 +406,31 @@ class Networks:
         if netns.kind is NetnsKind.HOST:
             return Place(fd=-1, own=False)
         if netns.kind is NetnsKind.CONTAINER:
-            other = self.engine.state.container(netns.of or "")
-            if not other.state.pid:
-                raise Conflict(f"cannot join the network of container {other.name}: it is not running; start it first")
-            fd = os.open(f"{other.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            other = self._shared(container, netns.of or "")
+            try:
+                fd = os.open(f"{other.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            except FileNotFoundError:  # it has ended; with no pid on record there is no such path either
+                raise Conflict(
+                    f"cannot join the network of container {other.name}: it is not running; start it first"
+                ) from None
             return Place(fd=fd, own=False)
         from transom.services.netns import create
 
         return Place(fd=create(), own=True)
+
+    def _shared(self, container: Container, id: str) -> Container:
+        try:
+            return self.engine.state.container(id)
+        except NotFound:
+            raise Conflict(
+                f"cannot join the network of container {id[:12]}: it has been removed;"
+                f" make {container.name} again with --network container:ANOTHER"
+            ) from None
+
+    def host_of(self, container: Container) -> Container:
+        """Return the container whose network, host name and files about both this one has: itself, or another."""
+        other = container.host_config.network_mode.partition(":")[2]
+        return self.host_of(self._shared(container, other)) if other else container
 
     def join(self, container: Container, netns: int) -> None:
         """Join the container to each of its networks and publish its ports; `leave` undoes it, however far it got."""
@@ -505,7 +522,7 @@ class Networks:
         for name in dict.fromkeys(ways.values()):
             families = {number for number, way in ways.items() if way == name}
             one_way = len(set(ways.values())) == 1
-            wanted = [p for p in ports if one_way or not p.address or (6 if ":" in p.address else 4) in families]
+            wanted = [p for p in ports if one_way or not p.address or family(p.address) in families]
             if not name or not wanted:
                 continue
             record, place = self.get(name), settings.networks[name]
@@ -513,7 +530,7 @@ class Networks:
             if NetworkCapability.PUBLISH not in driver.capabilities:
                 continue  # Docker's word: published ports are discarded when using host network mode
             endpoint = self._endpoint(container, record, place)
-            kept = tuple(a for a in endpoint.addresses if (6 if ":" in a else 4) in families)
+            kept = tuple(a for a in endpoint.addresses if family(a) in families)
             endpoint = msgspec.structs.replace(endpoint, addresses=kept)
             for port in driver.publish(network=self._network(record), endpoint=endpoint, ports=tuple(wanted)):
                 key = f"{port.container}/{port.protocol}"
@@ -526,24 +543,56 @@ class Networks:
         after = self._ways_out(container)
         if after == before:
             return
-        settings = container.network_settings
-        bound = [
-            Port(
-                container=int(key.partition("/")[0]), protocol=key.partition("/")[2], host=int(binding.host_port),
-                address=binding.host_ip,
-            )
-            for key, bindings in settings.ports.items() for binding in bindings or ()
-        ]  # fmt: skip
-        for name in {*before.values()} & {*settings.networks}:
+        for name in {*before.values()} & {*container.network_settings.networks}:
             record = self.get(name)
             driver = self.engine.network_driver(record.driver)
             if NetworkCapability.PUBLISH in driver.capabilities:
-                driver.unpublish(
-                    network=self._network(record), endpoint=self._endpoint(container, record, settings.networks[name])
-                )
-        settings.ports = dict.fromkeys(settings.ports)
-        reachable = [port for port in bound if (6 if ":" in port.address else 4) in after]
-        self._publish(container, after, tuple(reachable))
+                place = container.network_settings.networks[name]
+                driver.unpublish(network=self._network(record), endpoint=self._endpoint(container, record, place))
+        self._publish_again(container, after)
+
+    def _publish_again(self, container: Container, ways: dict[int, str]) -> None:
+        """Publish at the networks that lead out what is published on record, at the same ports of the host."""
+        bound = [port for port in _bound(container) if family(port.address) in ways]
+        container.network_settings.ports = dict.fromkeys(container.network_settings.ports)
+        self._publish(container, ways, tuple(bound))
+
+    def damage(self) -> Iterator[tuple[str, str, Callable[[], None]]]:
+        """Yield each network of containers that run that is not as it should be: name, what is off, how to repair."""
+        members: dict[str, list[Container]] = {}
+        for container in self.engine.state.containers():
+            for name, place in container.network_settings.networks.items():
+                if container.state.pid and place.endpoint_id and self.engine.containers.alive(container.id):
+                    members.setdefault(name, []).append(container)
+        for name, containers in sorted(members.items()):
+            if said := self._differences(name, containers):
+                more = f" (and {len(said) - 1} more)" if said[1:] else ""
+                yield name, said[0] + more, partial(self._repair, name, containers)
+
+    def _differences(self, name: str, containers: builtins.list[Container]) -> builtins.list[str]:
+        record = self.get(name)
+        ends = [self._endpoint(c, record, c.network_settings.networks[name]) for c in containers]
+        driver = self.engine.network_driver(record.driver)
+        return driver.check(network=self._network(record), endpoints=tuple(ends))
+
+    def _repair(self, name: str, containers: builtins.list[Container]) -> None:
+        """Make the network anew where it is broken; join anew, and publish, only those that it does not help."""
+        record = self.get(name)
+        driver, network = self.engine.network_driver(record.driver), self._network(record)
+        driver.create_network(network=network)
+        for container in containers:
+            with self.engine.lock(container.id):
+                ways = self._ways_out(container)
+                if name in ways.values() and self._differences(name, [container]):
+                    self._publish_again(container, ways)
+                if self._differences(name, [container]):
+                    endpoint = self._endpoint(container, record, container.network_settings.networks[name])
+                    driver.detach(network=network, endpoint=endpoint)
+                    with _netns_of(container) as netns:
+                        driver.attach(network=network, endpoint=endpoint, netns=netns)
+                        self._route(container, netns)
+                    if name in ways.values():
+                        self._publish_again(container, ways)
 
     def _ports(self, container: Container) -> Iterator[Port]:
         host = container.host_config
@@ -636,9 +685,7 @@ class Networks:
 
     def resolves(self, container: Container) -> bool:
         """Say whether names are resolved where the container is: on a network of its own or of the one it joins."""
-        other = container.host_config.network_mode.partition(":")[2]
-        if other:
-            container = self.engine.state.container(other)
+        container = self.host_of(container)
         return any(self.has_names(self.get(name)) for name in container.network_settings.networks)
 
     def linked(self, container: Container) -> dict[str, str]:
@@ -774,6 +821,7 @@ class Networks:
     def _endpoint(self, container: Container, record: NetworkRecord, place: EndpointSettings) -> Endpoint:
         pairs = ((place.ip_address, place.ip_prefix_len), (place.global_ipv6_address, place.global_ipv6_prefix_len))
         struct = self.engine.network_driver(record.driver).EndpointOptions
+        ways = self._ways_out(container)
         return Endpoint(
             id=place.endpoint_id,
             container=container.id,
@@ -781,6 +829,7 @@ class Networks:
             addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
             mac=place.mac_address or None,
             options=self._options(record.driver, struct, place.driver_opts or {}, "--driver-opt"),
+            ports=tuple(port for port in _bound(container) if ways.get(family(port.address)) == record.name),
         )
 
     def _network(self, record: NetworkRecord) -> Network:
@@ -831,6 +880,22 @@ class Networks:
 
     def _lock(self) -> Lock:
         return self.engine.lock("networks")
+
+
+def _bound(container: Container) -> list[Port]:
+    """Return where the container's ports are published, as its record has it."""
+    return [
+        Port(
+            container=int(key.partition("/")[0]), protocol=key.partition("/")[2], host=int(binding.host_port),
+            address=binding.host_ip,
+        )
+        for key, bindings in container.network_settings.ports.items() for binding in bindings or ()
+    ]  # fmt: skip
+
+
+def family(address: str) -> int:
+    """Return 4 or 6."""
+    return 6 if ":" in address else 4
 
 
 def _scope(driver: NetworkDriver) -> str:

@@ -5,10 +5,12 @@ import ctypes
 import glob
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -266,6 +268,30 @@ def test_networks_and_endpoints_without_a_record_are_found_and_removed(sick):
             assert (owned.networks, owned.endpoints) == (frozenset(), frozenset())
     finally:
         os.close(netns)
+
+
+def test_a_network_that_was_tampered_with_works_again_and_its_other_containers_notice_nothing(sick):
+    sick("network", "create", "--subnet", "10.78.0.0/24", "net")
+    words = ["run", "-d", "--network", "net"]
+    sick(*words, "--name", "web", "-p", "8080:80", "busybox", "httpd", "-f")
+    sick(*words, "--name", "other", "busybox", "httpd", "-f", "-p", "81")
+
+    def reach(*place):
+        with inside(sick.netns, socket.create_connection, place, timeout=60) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return b" 404 " in client.recv(99)
+
+    assert reach("127.0.0.1", 8080)
+    untouched = inside(sick.netns, socket.create_connection, ("10.78.0.3", 81), timeout=60)
+    end = sick.inspect("web")["NetworkSettings"]["Networks"]["net"]["EndpointID"]
+    for command in (["nft", "flush", "ruleset"], ["ip", "link", "delete", f"vt{end[:13]}"]):
+        inside(sick.netns, partial(subprocess.run, command, check=True))
+    heals(sick, f"network net: endpoint {end[:12]} has no interface (and 1 more)")
+    assert reach("127.0.0.1", 8080)
+    assert reach("10.78.0.2", 80)
+    with untouched:
+        untouched.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b" 404 " in untouched.recv(99)
 
 
 def test_addresses_that_nobody_has_are_given_back(sick):

@@ -1,5 +1,6 @@
 """``transom network``: make, list, join and remove networks, inside a network namespace of each test's own."""
 
+import os
 import socket
 
 import pytest
@@ -281,3 +282,60 @@ def test_a_network_has_ipv6_alone_where_ipv4_is_switched_off(transom):
 def test_ports_are_said_to_be_published_in_vain_on_the_host(transom):
     done = transom.call("create", "--network", "host", "-p", "80:80", "busybox")
     assert done.err == "WARNING: published ports are discarded: network host does not publish any\n"
+
+
+# Another container's network
+
+
+def test_a_container_that_shares_anothers_network_has_its_host_name_and_files(net):
+    net.detached("--name", "web", "--hostname", "shop", "--add-host", "printer:192.0.2.7", network="net")
+    assert net("run", "--rm", "--network", "container:web", "busybox", "hostname") == "shop"
+    for name in ("hosts", "resolv.conf", "hostname"):
+        shown = net("run", "--rm", "--network", "container:web", "busybox", "cat", f"/etc/{name}")
+        assert shown == net("exec", "web", "cat", f"/etc/{name}")
+    assert "192.0.2.7\tprinter" in net("exec", "web", "cat", "/etc/hosts")
+
+
+def test_what_becomes_of_the_other_container_is_said_in_a_line(net):
+    web = net.detached("--name", "web", network="net")
+    net.detached("--name", "joined", network="container:web")
+    net("restart", "-t", "0", "web")
+    assert "eth0" not in net("exec", "joined", "ip", "link"), "the network that it shared went with the first run"
+    net("restart", "-t", "0", "joined")
+    assert "eth0" in net("exec", "joined", "ip", "link")
+    net("stop", "-t", "0", "web", "joined")
+    assert net.fails("start", "joined") == (
+        "cannot join the network of container web: it is not running; start it first"
+    )
+    net("rm", "web")
+    assert net.fails("start", "joined") == (
+        f"cannot join the network of container {web[:12]}: it has been removed;"
+        " make joined again with --network container:ANOTHER"
+    )
+    assert net("rm", "joined") == "joined"
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["-p", "80:80"], "--publish"),
+        (["-P"], "--publish"),
+        (["--hostname", "other"], "--hostname"),
+        (["--dns", "192.0.2.1"], "--dns"),
+        (["--add-host", "a:192.0.2.1"], "--add-host"),
+        (["--network-alias", "other"], "--network-alias or --ip"),
+        (["--ip", "10.77.0.9"], "--network-alias or --ip"),
+    ],
+)
+def test_what_the_other_container_decides_is_refused(net, words, flag):
+    web = net.detached("--name", "web", network="net")
+    said = net.fails("create", "--network", "container:web", *words, "busybox", code=125)
+    assert said.startswith(f"conflicting options: {flag} and --network container:{web[:10]}")
+
+
+def test_the_host_network_has_the_hosts_name_and_a_lone_container_its_own(transom):
+
+    assert transom("run", "--rm", "--network", "host", "busybox", "hostname") == os.uname().nodename
+    assert transom("run", "--rm", "--network", "host", "--hostname", "mine", "busybox", "hostname") == "mine"
+    shown = transom("run", "--rm", "--network", "none", "busybox", "ip", "-o", "link")
+    assert [line.split(":")[1].strip() for line in shown.splitlines()] == ["lo"]

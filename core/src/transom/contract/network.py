@@ -145,6 +145,24 @@ class Network(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
 
 
+class Port(msgspec.Struct, frozen=True):
+    """A container's port and where it is published.
+
+    Attributes:
+        container: 1 to 65535.
+        protocol: ``tcp``, ``udp`` or ``sctp``.
+        host: the first host port; 0 asks for a free one of the kernel's ephemeral range.
+        host_end: the last of the host ports that will do; 0 means just `host`.
+        address: the host's address, IPv4 or IPv6; empty means every address of both families.
+    """
+
+    container: int
+    protocol: str = "tcp"
+    host: int = 0
+    host_end: int = 0
+    address: str = ""
+
+
 class Endpoint(msgspec.Struct, frozen=True):
     """One container's place on one network.
 
@@ -159,6 +177,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         interface: the wanted name in the container, or None for the next free ``ethN``.
         options: the driver's own, an instance of `NetworkDriver.EndpointOptions`.
         reference: the container id after the colon, with `NetworkCapability.REFERENCE`.
+        ports: what `publish` has returned for it, for `check`.
     """
 
     id: str
@@ -170,6 +189,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     interface: str | None = None
     options: msgspec.Struct = NoOptions()
     reference: str | None = None
+    ports: tuple[Port, ...] = ()
 
 
 class NetnsKind(enum.StrEnum):
@@ -208,24 +228,6 @@ class Attachment(msgspec.Struct, frozen=True):
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     mtu: int | None = None
-
-
-class Port(msgspec.Struct, frozen=True):
-    """A container's port and where it is published.
-
-    Attributes:
-        container: 1 to 65535.
-        protocol: ``tcp``, ``udp`` or ``sctp``.
-        host: the first host port; 0 asks for a free one of the kernel's ephemeral range.
-        host_end: the last of the host ports that will do; 0 means just `host`.
-        address: the host's address, IPv4 or IPv6; empty means every address of both families.
-    """
-
-    container: int
-    protocol: str = "tcp"
-    host: int = 0
-    host_end: int = 0
-    address: str = ""
 
 
 class Owned(msgspec.Struct, frozen=True):

@@ -397,6 +397,20 @@ def test_tampering_is_reported_in_a_line(site, command):
     assert TAMPERINGS[command].format(**words) in site.driver.check(network=network, endpoints=(endpoint,))
 
 
+def test_a_port_that_was_withdrawn_or_bent_by_hand_is_reported(site):
+    network = site.network()
+    _, endpoint = site.joined(network)
+    bound = site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    endpoint = msgspec.structs.replace(endpoint, ports=bound)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    inside(site.host, run, *"nft delete element inet transom any4 { tcp . 8080 }".split())
+    said = [f"endpoint {endpoint.id[:12]}: port 8080/tcp is not published at 0.0.0.0"]
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == said
+    inside(site.host, run, *"nft add element inet transom any4 { tcp . 8080 : 10.88.1.99 . 80 }".split())
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == said
+    inside(site.host, run, *"nft delete element inet transom any4 { tcp . 8080 }".split())
+
+
 def test_what_a_killed_engine_attached_goes_away_by_itself(site):
     network = site.network()
     endpoint = site.endpoint(network)

@@ -43,7 +43,7 @@ from transom_network_bridge.options import (
     isolated,
     options_of,
 )
-from transom_network_bridge.publishing import elements_of, publish
+from transom_network_bridge.publishing import elements_of, publish, unpublished
 
 DRIVER = "network bridge"
 _NFPROTO = {4: b"\x02", 6: b"\x0a"}
@@ -338,6 +338,9 @@ class Bridge(NetworkDriver):
                 yield f"endpoint {endpoint.id[:12]}: {end.name} has MTU {end.mtu}, not {wanted}"
             if not options_of(network).icc and not _bridge_nf() and not end.isolated:
                 yield f"endpoint {endpoint.id[:12]} is not isolated from its neighbours"
+            for port in unpublished(Firewall(), endpoint):
+                where = f"{port.host}/{port.protocol} is not published at {port.address}"
+                yield f"endpoint {endpoint.id[:12]}: port {where}"
         if not Firewall().exists():
             yield f"nftables table {TABLE} is missing: published ports and masquerading are off"
         elif not Firewall().elements("bridges", owner=f"network {network.id}"):

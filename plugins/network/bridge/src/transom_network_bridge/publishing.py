@@ -91,6 +91,17 @@ def elements_of(firewall: Firewall, endpoint: Endpoint) -> list[Element]:
     return firewall.elements(*ENDPOINT_SETS, owner=f"endpoint {endpoint.id}")
 
 
+def unpublished(firewall: Firewall, endpoint: Endpoint) -> list[Port]:
+    """Return the endpoint's ports that the table does not have, or has for another one."""
+    targets = {family(address): address.partition("/")[0] for address in reversed(endpoint.addresses)}
+    missing = []
+    for port in endpoint.ports:
+        element = _port_element(port, targets, "")
+        if [(e.key, e.data) for e in firewall.get([element])] != [(element.key, element.data)]:
+            missing.append(port)
+    return missing
+
+
 def hairpin_element(address: str, note: str = "") -> Element:
     """Return the element by which an endpoint with published ports reaches itself."""
     packed = netlink.pack_address(address)[1]
