@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transom.services import netlink
@@ -18,11 +18,13 @@ def netns():
     os.close(fd)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40)), unique_by=lambda item: item[0]))
 def test_attributes_come_back_as_they_were(items):
     assert netlink.attributes(b"".join(netlink.attribute(kind, value) for kind, value in items)) == dict(items)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=200))
 def test_no_bytes_are_too_odd_to_be_taken_apart(data):
     netlink.attributes(data)
