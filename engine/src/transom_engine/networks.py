@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -634,7 +635,10 @@ class Networks:
         settings = container.network_settings
         for name, place in settings.networks.items():
             if place.endpoint_id:
-                self._release(container, name, place)
+                try:
+                    self._release(container, name, place)
+                except DriverError as error:  # where several hosts keep them: the end of a run does not wait for that
+                    print(f"addresses of {container.name} on {name}: {error}", file=sys.stderr, flush=True)
         settings.ports = {}
         settings.networks = {
             name: EndpointSettings(

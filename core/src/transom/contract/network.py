@@ -312,7 +312,8 @@ class NetworkDriver(Driver):
         The endpoint's `addresses` are set. The source address of connections is kept.
 
         Returns:
-            one entry for each address a port was bound at, `host` and `address` settled.
+            one entry for each address a port was bound at, `host` and `address` settled. A port that is reached
+            at the endpoint's own address alone (a routed network's) has none.
 
         Raises:
             Conflict: a port is taken, by name of the holder where it is one of ours.
