@@ -1,5 +1,7 @@
 """Network drivers with one fault each, and the case that must find it."""
 
+import subprocess
+
 import msgspec
 
 from seeded.found import found_by
@@ -119,6 +121,13 @@ class MarksItsBridgeLater(Bridge):
             session.request(add_link(name="later0", kind="bridge"))
             super().create_network(network)
             session.request(delete_link("later0"))
+
+
+@found_by("test_what_the_hosts_firewall_drops_stays_dropped")
+class SweepsOthersRulesAway(Bridge):
+    def publish(self, network, endpoint, ports):
+        subprocess.run(["nft", "delete", "table", "ip", "mine"], capture_output=True, check=False)
+        return super().publish(network, endpoint, ports)
 
 
 @found_by("test_a_driver_makes_no_default_route")

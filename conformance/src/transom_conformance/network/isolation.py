@@ -103,6 +103,7 @@ class Isolation(NetworkCases):
         rule = f'iifname "{UPLINK}" tcp dport 80 drop'
         rules = f"table ip mine {{ chain forward {{ type filter hook forward priority 10; {rule}; }}; }}"
         inside(site.host, partial(subprocess.run, ["nft", "-f", "-"], input=rules, text=True, check=True))
+        site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
         assert unreachable(site.neighbour, server, HOST, 8080)
         inside(site.host, partial(subprocess.run, ["nft", "delete", "table", "ip", "mine"], check=True))
         assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR
