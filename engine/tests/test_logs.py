@@ -218,3 +218,37 @@ def test_a_sink_that_moves_gets_what_is_left_at_the_end(lines, delivered):
     feed.close()
     assert (feed.status().delivered, feed.status().pending) == (delivered, lines - delivered)
     assert writer.closed
+
+
+class Spooling(Slow):
+    """A writer whose lines wait, those from before it was opened too, until `arrives` says how many have arrived."""
+
+    def __init__(self, waiting=0, arrives=0):
+        super().__init__()
+        self.gate.set()
+        self.waiting, self.arrives = waiting, arrives
+
+    def stats(self):
+        return LogStats(taken=self.waiting + self.text().count(b"\n"), delivered=self.arrives)
+
+
+def test_lines_that_wait_from_an_earlier_run_are_counted_with_those_of_this_one():
+    writer = Spooling(waiting=5, arrives=3)
+    feed = Feed(writer, complain=print)
+    feed.put([line(n) for n in range(10)])
+    feed.close()
+    status = feed.status()
+    assert (status.taken, status.delivered, status.dropped, status.pending) == (15, 3, 0, 12)
+
+
+def test_lines_that_wait_while_a_log_is_reopened_are_counted_once():
+    old, new, answered = Spooling(arrives=4), Spooling(waiting=6), threading.Event()
+    feed = Feed(old, wake=answered.set, complain=print)
+    feed.put([line(n) for n in range(10)])
+    feed.reopen(lambda: new, lambda: old, lambda _error: None)
+    assert answered.wait(30)
+    feed.put([line(10)])
+    feed.close()
+    new.arrives = 7
+    status = feed.status()
+    assert (status.taken, status.delivered, status.pending) == (11, 11, 0)

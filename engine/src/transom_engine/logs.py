@@ -103,7 +103,8 @@ class Feed:
         """What orders have to tell, for the supervisor's thread to call."""
         self._bytes, self._closing = 0, False
         self._moved = monotonic()
-        self._taken = self._written = self._dropped = 0
+        self._taken = self._written = writer.stats().taken  # what waits from an earlier run is delivered in this one
+        self._dropped = 0
         self._before = LogStats()
         self._dropping: Gap | None = None
         self._refused: Gap | None = None
@@ -195,7 +196,7 @@ class Feed:
                 raise
             finally:
                 self._before = LogStats(
-                    taken=self._before.taken + stats.taken,
+                    taken=self._before.taken + stats.taken - new.stats().taken,
                     delivered=self._before.delivered + stats.delivered,
                     dropped=self._before.dropped + stats.dropped,
                 )

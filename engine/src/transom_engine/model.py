@@ -41,6 +41,8 @@ class LogConfig(Pascal):
 class LogStatus(Pascal):
     """What became of the lines that a container wrote since it was started: taken = delivered + dropped + pending.
 
+    Lines that waited for their sink when it was started are among them.
+
     `spooled` is in bytes, on disk. `error` is what keeps the driver from taking more, empty where nothing does.
     """
 
