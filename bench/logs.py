@@ -31,7 +31,20 @@ GIGABYTE = 6_000_000
 def written(side, name, lines, *options):
     """Run a container that writes a file of lines, to its end; return the seconds of its life and of CPU time."""
     used = side.group.cpu()
-    side("run", "-d", "--network", "none", "--name", name, "-v", f"{lines}:/lines:ro", *options, IMAGE, "cat", "/lines")
+    side(
+        "run",
+        "-d",
+        "--network",
+        "none",
+        "--name",
+        name,
+        "-v",
+        f"{lines.parent}:/lines:ro",
+        *options,
+        IMAGE,
+        "cat",
+        f"/lines/{lines.name}",
+    )
     side("wait", name)
     words = side("inspect", "-f", "{{.State.StartedAt}} {{.State.FinishedAt}}", name).split()
     begin, end = (datetime.fromisoformat(f"{word[:26].rstrip('Z')}+00:00") for word in words)
@@ -61,15 +74,18 @@ def measure(side, place, lines):
     rates = {}
     options = ["--log-driver", "json-file"]
     options += [] if side.title == "docker" else ["--log-opt", "max-size=-1"]  # docker's default has no word there
+    _, idle = written(side, "log", place / "lines/empty", *options)
+    side("rm", "log")
     for case in ("plain", "escapes"):
         name = "write, escapes and UTF-8" if case == "escapes" else "write"
-        rates[name], rates[f"{name}: of CPU"] = (lines / s for s in written(side, "log", place / case, *options))
+        spent, used = written(side, "log", place / "lines" / case, *options)
+        rates[name], rates[f"{name}: of CPU"] = lines / spent, lines / max(used - idle, 0.001)
         spent, count = timed(side, "logs", "log")
         if count != lines:
             raise SystemExit(f"{side.title} kept {count} of {lines} lines")
         rates[name.replace("write", "read")] = lines / spent
         side("rm", "log")
-    mount_lines = ("-v", f"{place / 'plain'}:/lines:ro")
+    mount_lines = ("-v", f"{place / 'lines'}:/lines:ro")
     side(
         "run",
         "-d",
@@ -82,7 +98,7 @@ def measure(side, place, lines):
         IMAGE,
         "sh",
         "-c",
-        "sleep 1; cat /lines",
+        "sleep 1; cat /lines/plain",
     )
     spent, count = timed(side, "logs", "-f", "log")
     if count != lines:
@@ -99,8 +115,8 @@ def least(side, *words, times=7):
 
 def positions(side, place, lines):
     """Show what --tail and --since take above the command's start, in a log of 1 GB."""
-    repeat = f"for i in {' '.join(map(str, range(GIGABYTE // lines)))}; do cat /lines; done"
-    words = ("--log-opt", "max-size=-1", "-v", f"{place / 'plain'}:/lines:ro", IMAGE, "sh", "-c", repeat)
+    repeat = f"for i in {' '.join(map(str, range(GIGABYTE // lines)))}; do cat /lines/plain; done"
+    words = ("--log-opt", "max-size=-1", "-v", f"{place / 'lines'}:/lines:ro", IMAGE, "sh", "-c", repeat)
     side("run", "-d", "--network", "none", "--name", "log", *words)
     side("wait", "log")
     side("run", "-d", "--network", "none", "--name", "empty", IMAGE, "true")
@@ -134,8 +150,10 @@ def main():
     try:
         make_root(place / "root")
         (place / "root/bin/cat").symlink_to("busybox")
-        make_lines(place / "plain", PLAIN, options.lines)
-        make_lines(place / "escapes", ESCAPED, options.lines)
+        (place / "lines").mkdir()
+        make_lines(place / "lines/empty", PLAIN, 0)
+        make_lines(place / "lines/plain", PLAIN, options.lines)
+        make_lines(place / "lines/escapes", ESCAPED, options.lines)
         transom, _engine = transom_side(place, groups[0])
         docker = Dockerd(place, groups[1]) if options.docker and shutil.which("dockerd") else None
         sides = [transom] + ([docker.side] if docker else [])
