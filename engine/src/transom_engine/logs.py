@@ -268,7 +268,8 @@ class Feed:
         delivered = max(0, written - waiting)
         return LogStatus(
             driver=self.name, taken=taken, delivered=delivered, dropped=dropped,
-            pending=max(0, taken - delivered - dropped), spooled=now.spooled, error=self._error,
+            pending=max(0, taken - delivered - dropped), spooled=now.spooled,
+            error=self._error or now.problem,
         )  # fmt: skip
 
     def begin_close(self) -> None:

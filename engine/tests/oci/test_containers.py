@@ -106,8 +106,11 @@ def test_a_read_only_root_with_a_tmpfs_and_binds(place, record, tmp_path):
     points = [
         MountPoint(type="bind", source=str(shared), destination="/rw", propagation="rprivate"),
         MountPoint(type="bind", source=str(shared), destination="/ro", rw=False, propagation="rprivate"),
+        MountPoint(type="bind", source=__file__, destination="/file", rw=False, propagation="rprivate"),
     ]
-    command = "for d in / /run /rw /ro; do touch $d/x 2>/dev/null && echo $d; done; mount | grep ' /run '"
+    command = (
+        "for d in / /run /rw /ro; do touch $d/x 2>/dev/null && echo $d; done; touch /file || mount | grep ' /run '"
+    )
     out = place.run(record("sh", "-c", command, readonly_rootfs=True, tmpfs={"/run": "size=64k"}, mounts=points))
     assert out.split()[:2] == ["/run", "/rw"]
     assert re.search(r"tmpfs on /run type tmpfs \(rw,nosuid,nodev,noexec,relatime,size=64k", out)

@@ -131,8 +131,9 @@ def _bind(point: MountPoint) -> Mount:
         )
     options = ["rbind"]
     if not point.rw:
-        # "rro" makes what is mounted below the source read-only too, as Docker does from Linux 5.12 on.
-        options += ["ro", "rro"]
+        # "rro" makes what is mounted below the source read-only too, as Docker does from Linux 5.12 on. Below a file
+        # nothing is mounted, and crun opens what it is asked this of as a directory.
+        options += ["ro"] if os.path.exists(point.source) and not os.path.isdir(point.source) else ["ro", "rro"]
     if point.propagation:
         options.append(point.propagation)
     return _mount(_destination(point.destination), "bind", point.source, options)
