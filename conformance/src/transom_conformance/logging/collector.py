@@ -13,9 +13,9 @@ The attribute `collector` of a suite is a mapping, all of it data::
 ``@DIRECTORY@`` is the collector's own directory, ``@PORT@`` a free TCP port. The command's first word must be
 installed, and it runs in the foreground. It appends to the file `output`; each match of `lines` there, in multi-line
 mode, is one line that it received: the container's bytes, without the newline. Also understood are `needs`, paths that
-must be there, each with what to do about it; `socket`, a path that is there when the collector listens, in place of the
-port; `nowhere`, options whose host has no name; and `unacknowledged`, which says that the protocol cannot know what
-arrived.
+must be there, each with what to do about it; `read`, a command that prints what `output` would have; `socket`, a path
+that is there when the collector listens, in place of the port; `nowhere`, options whose host has no name; and
+`unacknowledged`, which says that the protocol cannot know what arrived.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Collector:
         self.nowhere = example.get("nowhere", {})
         self.acknowledged = not example.get("unacknowledged", False)
         self._socket = self._fill(example.get("socket", ""))
-        self._output = self.directory / example["output"]
+        self._output = self.directory / example.get("output", "log")
+        self._read = [self._fill(word) for word in example.get("read", [])]
         self._lines = re.compile(example["lines"].encode(), re.MULTILINE)
         self._process: subprocess.Popen[bytes] | None = None
         world.defer(self.kill)
@@ -121,21 +122,35 @@ class Collector:
 
     def lines(self) -> list[bytes]:
         """Return the lines that it received, in order, those among them that came twice."""
-        data = self._output.read_bytes() if self._output.exists() else b""
+        data = b""
+        if self._read:
+            data = subprocess.run(self._read, capture_output=True, check=False).stdout
+        elif self._output.exists():
+            data = self._output.read_bytes()
         return [match[1] for match in self._lines.finditer(data)]
 
     def wait(self, *wanted: bytes, seconds: float = 25) -> list[bytes]:
         """Wait until it has received the lines; return all that it received. Fail when nothing comes for long."""
         end = time.monotonic() + seconds
-        awaited, size = {*wanted}, -1
+        awaited, count = {*wanted}, -1
         while True:
-            if (now := self._output.stat().st_size if self._output.exists() else 0) != size:
-                size, found, end = now, self.lines(), time.monotonic() + seconds
+            found = self.lines()
+            if len(found) != count:
+                count, end = len(found), time.monotonic() + seconds
                 missing = awaited - {*found}
                 if not missing:
                     return found
             assert time.monotonic() < end, f"{len(missing)} lines did not arrive, among them {min(missing)!r}"
+            self._grow()
+
+    def _grow(self) -> None:
+        """Wait until there is more, or for a moment."""
+        size = os.stat(self._output).st_size if self._output.exists() else 0
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
             time.sleep(0.05)
+            if self._output.exists() and os.stat(self._output).st_size != size:
+                return
 
 
 def free_port() -> int:

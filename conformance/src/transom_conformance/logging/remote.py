@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -71,10 +72,13 @@ class Remote(Base):
         stats = writer.stats()
         assert (stats.taken, stats.delivered, stats.dropped) == (10_000, 0, 0)
         assert stats.spooled > 10_000 * WIDTH
+        address = next(value for value in sink.options.values() if "://" in value)
+        self._await(lambda: writer.stats().problem.startswith(f"{address}: "), "no word of the collector that is down")
         sink.start()
         assert writer.flush(timeout=2 * PATIENCE)
         assert [*dict.fromkeys(sink.wait(*texts(0, 10_000)))] == texts(0, 10_000)
         assert balanced(writer.stats())
+        assert writer.stats().problem == ""
 
     @REMOTE
     def test_a_collector_that_must_be_there_is_named_when_it_is_not(self, world: World, sink: Collector) -> None:
@@ -256,7 +260,7 @@ class Remote(Base):
         writer.close(timeout=0.2)
         assert time.monotonic() - begin < 10
         assert log.driver.undelivered(container=log.container) == 100
-        self._settle()
+        self._await(lambda: threading.active_count() == 1, "a thread is left")
 
     @REMOTE
     def test_two_writers_of_one_container_are_refused(self, world: World, sink: Collector) -> None:
@@ -278,11 +282,11 @@ class Remote(Base):
             writer.write(batch(0, 1))
         assert str(caught.value).endswith("failed: the log is closed")
 
-    def _settle(self) -> None:
-        """Wait for threads that a closed writer left with the resolver."""
+    def _await(self, condition: Callable[[], bool], otherwise: str) -> None:
         end = time.monotonic() + 2 * PATIENCE
-        while threading.active_count() > 1 and time.monotonic() < end:
-            time.sleep(0.05)
+        while not condition():
+            assert time.monotonic() < end, otherwise
+            time.sleep(0.02)
 
 
 def _resident() -> int:

@@ -175,12 +175,19 @@ class Query(msgspec.Struct, frozen=True):
 
 
 class LogStats(msgspec.Struct, frozen=True):
-    """Lines since `open`: taken = delivered + dropped + pending. `spooled` is in bytes, on disk."""
+    """Lines since `open`: taken = delivered + dropped + pending, what an earlier process left among them.
+
+    `spooled` is in bytes, on disk. `resent` counts lines that were sent again, since a connection broke before they
+    were known to have arrived: the far end may have them twice. `problem` says why nothing arrives at the moment, and
+    where; empty when all is well.
+    """
 
     taken: int = 0
     delivered: int = 0
     dropped: int = 0
     spooled: int = 0
+    resent: int = 0
+    problem: str = ""
 
 
 class Writer(ABC):

@@ -105,6 +105,7 @@ class SpooledWriter(Writer):
         try:
             if required or options.sink_required:
                 sink.connect(CONNECT_TIMEOUT)
+                self._since = monotonic()
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             self._spool.close()
@@ -134,14 +135,21 @@ class SpooledWriter(Writer):
         with self._changed:
             self._flushing += 1
             self._ring()
-            while self._spool.bytes and not self._over and (left := end - monotonic()) > 0:
-                self._changed.wait(left)
+            while self._spool.pending and not self._over and (left := end - monotonic()) > 0:
+                self._changed.wait(min(left, 0.5))
             self._flushing -= 1
         return not self._spool.pending
 
     def stats(self) -> LogStats:
         delivered, dropped, pending, size = self._spool.counts()
-        return LogStats(taken=delivered + dropped + pending, delivered=delivered, dropped=dropped, spooled=size)
+        return LogStats(
+            taken=delivered + dropped + pending,
+            delivered=delivered,
+            dropped=dropped,
+            spooled=size,
+            resent=self.resent,
+            problem=self.problem,
+        )
 
     def close(self, timeout: float) -> None:
         if self._closed:
@@ -243,7 +251,8 @@ class SpooledWriter(Writer):
     def _broken(self, error: OSError) -> bool:
         """Give the connection up and wait before the next; return whether there shall be one."""
         self._sink.close()
-        self.resent += self._spool.rewind()
+        again = self._spool.rewind()
+        self.resent += again if self._since else 0
         if self._since and monotonic() - self._since > 5:
             self._failures = 0
         self._failures += 1
