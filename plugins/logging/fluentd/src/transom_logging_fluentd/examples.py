@@ -26,6 +26,7 @@ server.on("entry", (tag, time, record) => {
 server.server.on(options.tlsOptions ? "secureConnection" : "connection", socket => {
   const write = socket.write.bind(socket);
   socket.write = data => {
+    if (data[0] !== 0x81) return write(data);  // an acknowledgement is a map of one
     setImmediate(() => {
       if (pieces.length) fs.writeSync(output, pieces.join(""));
       pieces = [];
