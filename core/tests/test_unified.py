@@ -52,11 +52,17 @@ class Plain(UnifiedLimits):
     Options = Options
 
 
+def write(path: str, value: str) -> None:
+    """Write as to a control file: what is written is its whole value, and none is made by writing."""
+    if not Path(path).exists():
+        raise FileNotFoundError(2, "No such file or directory")
+    Path(path).write_text(value)
+
+
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plain:
     """A driver over a directory that looks like a hierarchy with the group "g"."""
-    # A control file takes what is written as its whole value; a plain one has to be cut off first.
-    monkeypatch.setattr("transom.services.unified.write", lambda path, value: Path(path).write_text(value))
+    monkeypatch.setattr("transom.services.unified.write", write)
     for group in (tmp_path, tmp_path / "transom", tmp_path / "transom/g"):
         group.mkdir(exist_ok=True)
         for name, text in FILES.items():
