@@ -18,12 +18,15 @@ from transom.services.spool import Entry
 
 
 class _Heads(dict[int, bytes]):
-    """The head of a MessagePack string by its length: looked up, since there is one for each line."""
+    """What stands before a line, by the line's length: all of its record, and the head of a MessagePack string."""
+
+    def __init__(self, record: bytes) -> None:
+        super().__init__()
+        self._record = record
 
     def __missing__(self, length: int) -> bytes:
-        head = b"\xda" + length.to_bytes(2, "big") if length < 1 << 16 else b"\xdb" + length.to_bytes(4, "big")
-        if length < 1 << 16:
-            self[length] = head
+        mark, size = (b"\xda", 2) if length < 1 << 16 else (b"\xdb", 4)
+        head = self[length] = self._record + mark + length.to_bytes(size, "big")
         return head
 
 
@@ -40,7 +43,6 @@ class Records:
         self._tag, self._precise, self._id = msgpack.packb(tag), precise, container.id
         self._fields = {"container_id": container.id, "container_name": f"/{container.name}"}
         self._attrs = dict(attrs)
-        self._heads = _Heads()
 
     def message(self, entry: Entry, *, acknowledge: bool) -> tuple[bytes, str]:
         """Return the message for an entry, and the id of its chunk: the same whenever it is sent."""
@@ -57,10 +59,12 @@ class Records:
         return message, chunk_id
 
     def _pack(self, chunk: Chunk) -> bytes:
-        head = self._head(chunk)
-        heads = self._heads
         lines = chunk.data.removesuffix(b"\n").split(b"\n")
-        return b"".join([piece for line in lines for piece in (head, heads[len(line)], line)])
+        pieces = [b""] * (2 * len(lines))
+        # Slices are filled without a step of the interpreter for each line.
+        pieces[::2] = map(_Heads(self._head(chunk)).__getitem__, map(len, lines))
+        pieces[1::2] = lines
+        return b"".join(pieces)
 
     def _head(self, chunk: Chunk) -> bytes:
         """Pack all of a record but the text of the line, which comes last."""
