@@ -89,7 +89,7 @@ def test_a_full_disk_costs_lines_and_not_the_container(world, driver, tmp_path):
 
 
 def test_containers_that_write_and_end_at_once_lose_nothing(world):
-    """Case L43, with fewer containers than the five hundred it was tried with by hand."""
+    """Case L43, which asks for five hundred: TRANSOM_TEST_CONTAINERS says how many, a dozen by default."""
     transom = world.transom
 
     def run(number):
