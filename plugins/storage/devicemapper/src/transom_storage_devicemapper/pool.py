@@ -372,7 +372,8 @@ class Pool:
             # A pool that is full says so; a disk that is full below it breaks what is in it.
             place = os.statvfs(self._root)
             most = int(0.9 * place.f_bavail * place.f_frsize) // wanted.block * wanted.block
-            data = self._room("data", wanted.data, min(wanted.data_size, most), allocate=False)
+            size = min(wanted.data_size, most) if place.f_blocks else wanted.data_size  # ramfs does not say
+            data = self._room("data", wanted.data, size, allocate=False)
             made = Made(f"transom-{os.urandom(6).hex()}", data, metadata, wanted.block // SECTOR)
         self._write("transaction.json", Transaction(number))
         self._write("pool.json", made)
