@@ -12,7 +12,7 @@ TESTED := btrfs-progs cpio dmsetup dnsmasq-base docker-registry e2fsprogs etcd-c
 TESTS  ?=
 PYTEST := $(BIN)/pytest -o cache_dir=$(VENV)/.pytest_cache
 
-.PHONY: run test test-vm lint dist dist-test docs bench lock packages tested bytecode
+.PHONY: run test test-vm test-vm-full lint dist dist-test docs bench lock packages tested bytecode
 .DEFAULT_GOAL := run
 
 run: bytecode  ## run a real container and show what the engine does
@@ -29,6 +29,10 @@ test: bytecode tested  ## every test of every distribution; says what was skippe
 test-vm: bytecode tested  ## what this host's kernel lacks: suites in guests with a user-mode kernel
 	@$(BIN)/python tests/vm/run.py $(if $(VM_KERNEL),--kernel $(VM_KERNEL)) $(if $(VM_MODULES),--modules $(VM_MODULES)) \
 	    --jobs $(or $(VM_JOBS),2) $(TESTS)
+
+test-vm-full: bytecode tested  ## those and what needs qemu, without KVM: several CPUs
+	@$(call install,qemu-system-x86)
+	@$(BIN)/python tests/vm/run.py --full --jobs $(or $(VM_JOBS),1) $(TESTS)
 
 lint: $(VENV)/.installed $(VENV)/lint/.installed  ## types, style, and who may import whom
 	$(BIN)/ruff check

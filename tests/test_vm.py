@@ -179,6 +179,12 @@ def test_what_cannot_be_run_is_refused_in_one_line(words, complaint, tmp_path):
     assert done.stderr == f"test-vm: {complaint.format(table=suites)}\n"
 
 
+def test_a_suite_for_qemu_on_a_host_without_it_is_refused(tmp_path):
+    done = harness("--table", table(tmp_path, good={"kernel": '"qemu"'}), "good", env={"PATH": "/no"})
+    assert done.returncode == 2
+    assert done.stderr == "test-vm: no qemu-system-x86_64 on this host: make test-vm-full installs it\n"
+
+
 def test_a_misspelt_key_of_the_table_is_named(tmp_path):
     suites = table(tmp_path, good={"timeot": 3})
     done = harness("--table", suites)

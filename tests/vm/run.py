@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -25,6 +26,16 @@ STATE = CHECKOUT / ".venv" / "vm"
 CONSOLE_LINES = 60
 UML = "/usr/bin/linux.uml"
 UML_MODULES = "/usr/lib/uml/modules"
+QEMU = STATE / "qemu"
+QEMU_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p")
+EARLY = """#!/bin/busybox sh
+B=/bin/busybox
+$B mount -t proc proc /proc
+$B mount -t devtmpfs devices /dev
+for module in {modules}; do $B insmod /modules/$module; done
+$B mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /host || $B poweroff -f
+exec $B switch_root /host "$GUEST_CHECKOUT/tests/vm/boot.sh"
+"""
 
 
 class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +62,8 @@ def main():
     try:
         suites = chosen(asked)
         kernel = user_mode_kernel(asked.kernel)
+        if any(suite.kernel == "qemu" for suite in suites.values()):
+            prepare_qemu()
         with frozen_checkout() as run:
             outcomes = asyncio.run(guests(suites, kernel, run, asked))
     except Refused as refused:
@@ -141,8 +154,14 @@ async def guests(suites, kernel, run, asked):
 
     async def one(name, suite):
         async with free:
-            command = [*uml(suite, kernel, asked.modules, run), f"GUEST_OVERLAY={'no' if asked.no_overlay else 'yes'}"]
-            outcome = await guest(name, suite, command, run)
+            command = qemu(suite) if suite.kernel == "qemu" else uml(suite, kernel, asked.modules, run)
+            words = {
+                "GUEST_CHECKOUT": CHECKOUT,
+                "GUEST_SUITE": run / f"{name}.json",
+                "GUEST_INIT": suite.init,
+                "GUEST_OVERLAY": "no" if asked.no_overlay else "yes",
+            }
+            outcome = await guest(name, suite, command([f"{key}={value}" for key, value in words.items()]), run)
         print(f"{name}: {outcome}")
         return name, outcome
 
@@ -154,11 +173,11 @@ async def guest(name, suite, command, run):
     options = {key: value for key, value in os.environ.items() if key == "PYTEST_ADDOPTS"}
     suite = msgspec.structs.replace(suite, env=options | suite.env)
     (run / f"{name}.json").write_bytes(msgspec.json.encode(suite))
-    words = [*enclosed(run), *command, f"GUEST_CHECKOUT={CHECKOUT}", f"GUEST_SUITE={run / name}.json"]
     console = run / f"{name}.console"
     with open(console, "wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *words,
+            *enclosed(run),
+            *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
@@ -200,13 +219,66 @@ def enclosed(run):
 
 
 def uml(suite, kernel, modules, run):
-    """Return the command of a user-mode kernel."""
-    return [
+    """Return what makes the command of a user-mode kernel of the words for process 1."""
+    return lambda words: [
         *(kernel, f"mem={suite.memory}M", "rootfstype=hostfs", "root=/dev/root", "ro", "quiet", "panic=-1"),
         f"uml_dir={run}/",
         *("con=null", "con0=null,fd:2", "con1=null,fd:3", f"init={CHECKOUT}/tests/vm/boot.sh"),
-        *(f"GUEST_INIT={suite.init}", "GUEST_CONSOLE=tty1", f"GUEST_MODULES={modules}"),
+        *("GUEST_CONSOLE=tty1", f"GUEST_MODULES={modules}", *words),
     ]
+
+
+def qemu(suite):
+    """Return what makes the command of qemu, without KVM, of the words for process 1."""
+    share = "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap"
+    options = ["console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", f"GUEST_MODULES={QEMU}/lib/modules"]
+    return lambda words: [
+        *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-no-reboot"),
+        *("-smp", str(suite.cpus), "-m", str(suite.memory), "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-kernel", f"{QEMU}/kernel", "-initrd", f"{QEMU}/initrd", "-serial", "file:/dev/stderr"),
+        *("-virtfs", share, "-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
+        *("-chardev", "file,id=out,path=/dev/fd/3", "-device", "virtconsole,chardev=out"),
+        *("-append", " ".join([*options, "GUEST_CONSOLE=hvc0", *words])),
+    ]
+
+
+def prepare_qemu():
+    """Unpack Debian's kernel below .venv, once, and make the initrd that leads from it to the host's files."""
+    if not shutil.which("qemu-system-x86_64"):
+        raise Refused("no qemu-system-x86_64 on this host: make test-vm-full installs it")
+    if (QEMU / "initrd").exists():
+        return
+    shutil.rmtree(QEMU, ignore_errors=True)
+    QEMU.mkdir(parents=True)
+    print("test-vm: unpacking Debian's kernel for qemu, once")
+    depends = checked("apt-cache", "depends", "linux-image-amd64").splitlines()
+    package = next(line.split()[1] for line in depends if line.strip().startswith("Depends: linux-image-"))
+    checked("apt-get", "download", package)
+    checked("sh", "-c", "dpkg -x linux-image-*.deb . && rm linux-image-*.deb && cp boot/vmlinuz-* kernel")
+    version = package.removeprefix("linux-image-")
+    checked("depmod", "-b", str(QEMU), version)
+    initrd = QEMU / "early"
+    (initrd / "modules").mkdir(parents=True)
+    for directory in ("bin", "proc", "dev", "host"):
+        (initrd / directory).mkdir()
+    shutil.copy("/bin/busybox", initrd / "bin")
+    load = checked("modprobe", "-d", str(QEMU), "-S", version, "-a", "-D", *QEMU_MODULES).splitlines()
+    files = [line.split()[1] for line in load if line.startswith("insmod ")]
+    for file in dict.fromkeys(files):
+        shutil.copy(file, initrd / "modules")
+    names = " ".join(dict.fromkeys(Path(file).name for file in files))
+    (initrd / "init").write_text(EARLY.format(modules=names))
+    (initrd / "init").chmod(0o755)
+    checked("sh", "-c", "cd early && find . | cpio --quiet -o -H newc > ../initrd.new && mv ../initrd.new ../initrd")
+
+
+def checked(*words):
+    """Run a program below the kernel's directory and return what it prints."""
+    try:
+        return subprocess.run(words, cwd=QEMU, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+        raise Refused(f"cannot prepare the kernel for qemu: {words[0]}: {why}") from None
 
 
 if __name__ == "__main__":
