@@ -41,6 +41,11 @@ class Peer:
             except OSError:
                 pass
 
+    def join(self):
+        """Wait until all that was sent has been read."""
+        for thread in self._threads[1:]:
+            thread.join()
+
     def close(self):
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -92,6 +97,7 @@ def test_a_peer_that_never_closes_its_end_is_believed_in_the_end(tmp_path, peer,
     assert sender.flush(timeout=60)
     sender.close(timeout=10)
     done.set()
+    found.join()
     assert b"".join(map(bytes, found.received)) == b"".join(c.data for c in lines(0, 1010))
     assert (sender.stats().delivered, sender.resent) == (1010, 0)
 
@@ -113,6 +119,7 @@ def test_a_peer_that_takes_nothing_is_given_up_and_loses_nothing(tmp_path, peer,
     assert sender.flush(timeout=120)
     gone.set()
     sender.close(timeout=10)
+    found.join()
     arrived = b"".join(map(bytes, found.received[1:])).split(b"\n")
     assert {int(line) for line in arrived if line} == set(range(2_000_000))
     assert sender.resent > 0
@@ -134,6 +141,7 @@ def test_a_reset_with_bytes_unread_brings_them_again(tmp_path, peer):
     sender.write(lines(0, 5000))
     assert sender.flush(timeout=60)
     sender.close(timeout=10)
+    found.join()
     assert b"".join(map(bytes, found.received)) == lines(0, 5000)[0].data
     assert sender.resent == 5000
 
@@ -147,6 +155,7 @@ def test_a_connection_is_made_anew_when_its_time_is_over(tmp_path, peer):
         while sender.stats().delivered <= i and time.monotonic() < end:
             time.sleep(0.05)
     sender.close(timeout=10)
+    found.join()
     assert len(found.received) == 3
     assert b"".join(map(bytes, found.received)) == b"".join(lines(i, 1)[0].data for i in range(3))
 
