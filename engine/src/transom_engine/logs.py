@@ -24,6 +24,7 @@ class Delivery(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_field
 
     mode: Literal["blocking", "non-blocking"] = "blocking"
     max_buffer_size: Size | None = None
+    on_error: Literal["continue", "stop"] = "continue"
     cache_disabled: bool = False
     cache_max_size: DecimalSize = 20_000_000
     cache_max_file: Annotated[int, msgspec.Meta(ge=1)] = 5
@@ -109,7 +110,8 @@ class Feed:
         self._dropping: Gap | None = None
         self._refused: Gap | None = None
         self._broken: set[str] = set()
-        self._error = ""
+        self._error = self.failure = ""
+        """What the driver refuses at the moment; and what it once refused, for ``on-error=stop``."""
 
     @property
     def full(self) -> bool:
@@ -243,7 +245,7 @@ class Feed:
                 self._refused = self._missing(None, batch, f"the log driver {self.name} refused: {error}")
             if not self._error:
                 self._complain(str(error))
-            self._error = str(error)
+            self._error = self.failure = str(error)
             self._wake()
             return
         self._refused, self._error = None, ""

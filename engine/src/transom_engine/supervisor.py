@@ -209,6 +209,7 @@ class Supervisor:
         self.plans: dict[str, logplan.LogPlan] = {}
         self.log_status: list[LogStatus] = []
         self.told: dict[str, int] = {}
+        self.refusal = ""
         self.tell_at = 0.0
         self.splitters: dict[Stream, Splitter] = {}
         self.undo: list[Callable[[], object]] = []
@@ -667,6 +668,19 @@ class Supervisor:
         for feed in self.feeds:
             while feed.answers:
                 feed.answers.pop(0)()
+            if feed.failure and feed.delivery.on_error == "stop" and not self.refusal:
+                self._stop_for(f"stopped, for the log driver {feed.name} refused its output: {feed.failure}")
+
+    def _stop_for(self, refusal: str) -> None:
+        """Stop the container for good, as a user would: a log option asks for that where output cannot be kept."""
+        from transom_engine.signals import number
+
+        self.refusal = refusal
+        with self.engine.state.changing(self.id) as container:
+            container.manually_stopped = True
+        grace = container.config.stop_timeout
+        sent = number(container.config.stop_signal or "SIGTERM")
+        self._stop(wire.Request(do="stop", signal=sent, timeout=10 if grace is None else grace))
 
     def _on_connect(self, _events: int) -> None:
         try:
@@ -920,6 +934,7 @@ class Supervisor:
             restarts = should_restart(container, process.code or 0)
             container.log_status = self.log_status
             state = container.state
+            state.error, self.refusal = self.refusal, ""
             state.running, state.paused, state.pid, state.oom_killed = False, False, 0, oom_killed
             state.exit_code, state.finished_at = process.code or 0, now()
             state.status, state.restarting = ("restarting", True) if restarts else ("exited", False)
