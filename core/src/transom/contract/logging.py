@@ -178,8 +178,8 @@ class LogStats(msgspec.Struct, frozen=True):
     """Lines since `open`: taken = delivered + dropped + pending, what an earlier process left among them.
 
     `spooled` is in bytes, on disk. `resent` counts lines that were sent again, since a connection broke before they
-    were known to have arrived: the far end may have them twice. `problem` says why nothing arrives at the moment, and
-    where; empty when all is well.
+    were known to have arrived: the far end may have them twice. `problem` says what is wrong at the moment, and
+    where (nothing arrives, a file is not rotated); empty when all is well.
     """
 
     taken: int = 0

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transom.contract.logging import Chunk, LogContainer, Query, Stream
+from transom.contract.logging import Chunk, LogContainer, LogStats, Query, Stream
 from transom.errors import ConfigError, DriverError
 from transom.services.logfiles.lock import Holder, holder
 from transom.services.options import convert
@@ -391,6 +391,24 @@ def test_output_goes_on_where_rotation_fails(tmp_path):
     write(tmp_path, records(25), max_size="1000", max_file="2")
     assert text(tmp_path) == b"".join(records(i).data for i in range(26))
     assert sorted(os.listdir(tmp_path)) == [path.name, f"{path.name}.1"]
+
+
+def test_a_rotation_that_fails_is_told_until_one_succeeds(tmp_path):
+    path = tmp_path / ("c0ffee" * 10 + "-json.log")
+    obstacle = Path(f"{path}.1")
+    obstacle.mkdir()
+    writer = driver(max_size="1000", max_file="2").open(container=container(tmp_path))
+    writer.write([records(i) for i in range(10)])
+    assert writer.stats().problem == ""
+    for times in (1, 2):
+        writer.write([records(9 + times)])
+        told = f"rotate {path} failed: Is a directory (attempts: {times}); it grows beyond max-size, no line is lost"
+        assert writer.stats() == LogStats(taken=10 + times, delivered=10 + times, problem=told)
+    obstacle.rmdir()
+    writer.write([records(12)])
+    assert writer.stats() == LogStats(taken=13, delivered=13)
+    writer.close(timeout=1)
+    assert text(tmp_path) == b"".join(records(i).data for i in range(13))
 
 
 def test_rotation_on_demand_says_why_it_failed(tmp_path):

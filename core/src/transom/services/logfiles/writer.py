@@ -37,7 +37,8 @@ class FileWriter(Writer):
         self.path, self.max_size, self.max_file, self.compress = path, max_size, max_file, compress
         self._driver, self._format = f"logging {driver}", format
         self._taken = self._delivered = self._dropped = 0
-        self._generation = self._written_back = 0
+        self._generation = self._written_back = self._unrotated = 0
+        self._problem = ""
         self._packing: Packing | None = None
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         try:
@@ -79,7 +80,7 @@ class FileWriter(Writer):
             raise DriverError("rotate", driver=self._driver, subject=self.path, cause=error) from error
 
     def stats(self) -> LogStats:
-        return LogStats(taken=self._taken, delivered=self._delivered, dropped=self._dropped)
+        return LogStats(taken=self._taken, delivered=self._delivered, dropped=self._dropped, problem=self._problem)
 
     def close(self, timeout: float) -> None:
         if self._packing is not None:
@@ -98,7 +99,12 @@ class FileWriter(Writer):
         if size >= self.max_size:
             try:
                 self._rotate()
-            except OSError:  # output matters more than the bound; the next write tries again
+            except OSError as error:  # output matters more than the bound; the next write tries again
+                self._unrotated += 1
+                self._problem = (
+                    f"rotate {self.path} failed: {error.strerror or error} (attempts: {self._unrotated});"
+                    " it grows beyond max-size, no line is lost"
+                )
                 return len(data)
             size = 0
         if len(data) - at <= self.max_size - size:
@@ -158,6 +164,7 @@ class FileWriter(Writer):
             lock.settle(self._fd, generation=self._generation)
             raise
         old, self._fd, self._written_back = self._fd, new, 0
+        self._unrotated, self._problem = 0, ""
         self._generation += 1
         lock.release(old)
         os.close(old)
