@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -208,6 +209,73 @@ def test_a_chunk_that_is_not_acknowledged_is_sent_again_under_its_id(world):
             peer.sendall(msgpack.packb({"ack": first[0]}))
             assert writer.flush(timeout=30)
         assert (writer.stats().delivered, writer.resent > 0) == (1, True)
+        writer.close(timeout=1)
+
+
+def test_without_acknowledgements_what_is_sent_is_delivered(world):
+    with socket.create_server(("127.0.0.1", 0)) as fake:
+        fake.settimeout(60)
+        address = f"tcp://127.0.0.1:{fake.getsockname()[1]}"
+        writer = driver(fluentd_address=address, fluentd_request_ack="false").open(container=container(world.path))
+        writer.write([Chunk(OUT, AT, b"hello\n")])
+        peer, _ = fake.accept()
+        with peer:
+            assert writer.flush(timeout=30), writer.problem
+            assert writer.stats().delivered == 1
+            assert b"chunk" not in peer.recv(1 << 20)
+        writer.close(timeout=1)
+
+
+def test_the_connection_is_made_anew_as_often_as_asked_for(world):
+    with socket.create_server(("127.0.0.1", 0)) as fake:
+        fake.settimeout(60)
+        options = {"fluentd_address": f"tcp://127.0.0.1:{fake.getsockname()[1]}", "fluentd_request_ack": "false"}
+        writer = driver(**options, fluentd_async_reconnect_interval="100ms").open(container=container(world.path))
+        for line in (b"one", b"two"):
+            writer.write([Chunk(OUT, AT, line + b"\n")])
+            peer, _ = fake.accept()
+            peer.settimeout(60)
+            with peer:
+                received = b""
+                while data := peer.recv(1 << 20):  # up to the end that the driver makes
+                    received += data
+            assert line in received
+        writer.close(timeout=1)
+
+
+def test_a_collector_that_takes_nothing_is_given_up_in_time(world):
+    with socket.create_server(("127.0.0.1", 0)) as fake:
+        options = {"fluentd_address": f"tcp://127.0.0.1:{fake.getsockname()[1]}", "fluentd_request_ack": "false"}
+        writer = driver(**options, fluentd_write_timeout="200ms").open(container=container(world.path))
+        for _ in range(16):
+            writer.write([Chunk(OUT, AT, b"x" * 16_000 + b"\n") for _ in range(64)])
+        end = time.monotonic() + 25  # without the option it would take 30 s
+        while "timed out" not in writer.problem and time.monotonic() < end:
+            time.sleep(0.05)
+        assert "timed out" in writer.problem
+        assert writer.stats().dropped == 0
+        writer.close(timeout=0.1)
+
+
+def test_tls_shows_a_certificate_to_a_collector_that_is_trusted_unseen(world):
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key -out cert -days 30 -subj /CN=me"
+    subprocess.run(["openssl", *words.split()], cwd=world.path, check=True, capture_output=True)
+    key, cert = f"{world.path}/key", f"{world.path}/cert"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    context.load_verify_locations(cert)
+    context.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("127.0.0.1", 0)) as fake:
+        fake.settimeout(60)
+        options = {"fluentd_address": f"tls://127.0.0.1:{fake.getsockname()[1]}", "fluentd_request_ack": "false"}
+        options |= {"fluentd_tls_cert": cert, "fluentd_tls_key": key, "fluentd_tls_skip_verify": "true"}
+        writer = driver(**options).open(container=container(world.path))
+        writer.write([Chunk(OUT, AT, b"hello\n")])
+        peer, _ = fake.accept()
+        peer.settimeout(60)
+        with context.wrap_socket(peer, server_side=True) as secure:
+            assert secure.getpeercert()["subject"] == ((("commonName", "me"),),)
+            assert b"hello" in secure.recv(1 << 16)
         writer.close(timeout=1)
 
 

@@ -140,6 +140,15 @@ def test_a_value_of_the_wrong_type_is_refused_by_name(option, value, text):
     assert str(caught.value).endswith(f"{option.replace('_', '-')}={value!r} (from --log-opt): expected {text}")
 
 
+def test_a_higher_level_compresses_more(tmp_path, receiver):
+    chunks = [Chunk(OUT, AT, b"all the same " * 500 + b"\n")]
+    plain, packed = (
+        sum(map(len, sent(tmp_path, receiver, chunks, gelf_compression_level=level))) for level in ("0", "9")
+    )
+    assert plain > 6500
+    assert packed < 1000
+
+
 def test_giving_up_drops_what_waits_and_counts_it(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
