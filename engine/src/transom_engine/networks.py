@@ -560,15 +560,23 @@ class Networks:
 
     def damage(self) -> Iterator[tuple[str, str, Callable[[], None]]]:
         """Yield each network of containers that run that is not as it should be: name, what is off, how to repair."""
-        members: dict[str, list[Container]] = {}
+        for name in sorted({name for c in self.engine.state.containers() for name in c.network_settings.networks}):
+            while said := self._differences(name, containers := self._members(name)):
+                if [c.id for c in containers] == [c.id for c in self._members(name)]:  # else one came or went meanwhile
+                    more = f" (and {len(said) - 1} more)" if said[1:] else ""
+                    yield name, said[0] + more, partial(self._repair, name)
+                    break
+
+    def _members(self, name: str) -> builtins.list[Container]:
+        """Return the containers that are on the network and stay there: no command changes them, none is ending."""
+        found = []
         for container in self.engine.state.containers():
-            for name, place in container.network_settings.networks.items():
-                if container.state.pid and place.endpoint_id and self.engine.containers.alive(container.id):
-                    members.setdefault(name, []).append(container)
-        for name, containers in sorted(members.items()):
-            if said := self._differences(name, containers):
-                more = f" (and {len(said) - 1} more)" if said[1:] else ""
-                yield name, said[0] + more, partial(self._repair, name, containers)
+            place = container.network_settings.networks.get(name)
+            lock = self.engine.lock(container.id)
+            if place is not None and place.endpoint_id and _lives(container.state.pid) and lock.acquire(wait=False):
+                lock.release()
+                found.append(container)
+        return found
 
     def _differences(self, name: str, containers: builtins.list[Container]) -> builtins.list[str]:
         record = self.get(name)
@@ -576,13 +584,15 @@ class Networks:
         driver = self.engine.network_driver(record.driver)
         return driver.check(network=self._network(record), endpoints=tuple(ends))
 
-    def _repair(self, name: str, containers: builtins.list[Container]) -> None:
+    def _repair(self, name: str) -> None:
         """Make the network anew where it is broken; join anew, and publish, only those that it does not help."""
         record = self.get(name)
         driver, network = self.engine.network_driver(record.driver), self._network(record)
         driver.create_network(network=network)
-        for container in containers:
+        for container in self._members(name):
             with self.engine.lock(container.id):
+                if not _lives(container.state.pid):
+                    continue
                 ways = self._ways_out(container)
                 if name in ways.values() and self._differences(name, [container]):
                     self._publish_again(container, ways)
@@ -904,6 +914,15 @@ def family(address: str) -> int:
 
 def _scope(driver: NetworkDriver) -> str:
     return "global" if NetworkCapability.MULTI_HOST in driver.capabilities else "local"
+
+
+def _lives(pid: int) -> bool:
+    """Say whether the process is there and has not ended; 0 is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return pid > 0 and file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _configs(network: Network) -> list[IpamConfig]:
