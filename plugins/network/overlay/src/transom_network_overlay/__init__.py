@@ -228,6 +228,8 @@ class Overlay(ParentDriver):
                 operation, driver=DRIVER, subject=subject, cause=f"etcd cannot be reached ({error})",
                 hint=hint or "what runs goes on; try again when it is back",
             ) from error  # fmt: skip
+        except OSError as error:
+            raise DriverError(operation, driver=DRIVER, subject=subject, cause=error) from error
         finally:
             store.etcd.close()
 
