@@ -231,10 +231,10 @@ def failed_at(function: Callable[[], object], call: SystemCall, code: int) -> Ou
         try:
             function()
         except TransomError as error:
-            os.write(tell, str(error).encode(errors="replace")[:4000])
+            os.writev(tell, [str(error).encode(errors="replace")[:4000]])  # write(2) may be what fails
             os._exit(_FAULT - 1)
         except OSError as error:
-            os.write(tell, str(error).encode(errors="replace")[:4000])
+            os.writev(tell, [str(error).encode(errors="replace")[:4000]])  # write(2) may be what fails
             os._exit(_FAULT)
 
     spoiled = f"inject={call.name}:error={errno.errorcode[code]}:when={call.number}"

@@ -26,6 +26,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,9 @@ class Collector:
     """
 
     def __init__(self, world: World, example: Mapping[str, Any]) -> None:
-        self.directory = world.path / "collector"
-        self.directory.mkdir()
+        # Not below the case's directory: a socket's path has at most 107 bytes (unix(7)).
+        self.directory = Path(tempfile.mkdtemp(prefix="collector-"))
+        world.defer(shutil.rmtree, self.directory, ignore_errors=True)
         self._port = free_port()
         self._words = [self._fill(word) for word in example["command"]]
         if shutil.which(self._words[0]) is None:
