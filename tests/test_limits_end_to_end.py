@@ -152,7 +152,7 @@ sleep $marker &
 setsid sleep $marker &
 setsid sh -c "setsid sleep $marker & exit 0" &
 nohup sh -c "sleep $marker & exec sleep $marker" >/dev/null 2>&1 &
-for group in $(find /groups -name cgroup.procs -path "*/$(hostname)*" | sed 's/.cgroup.procs//'); do
+for group in $(find /groups -name cgroup.procs -path "*$(hostname)*" | sed 's/.cgroup.procs//'); do
     mkdir -p $group/own/deeper
     for file in cpuset.cpus cpuset.mems; do
         [ ! -e $group/$file ] || { cat $group/$file > $group/own/$file; cat $group/$file > $group/own/deeper/$file; }
