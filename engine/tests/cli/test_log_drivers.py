@@ -214,6 +214,43 @@ def test_what_a_sink_has_not_got_is_flushed_or_warned_of(transom, sinks):
     assert transom.call("rm", again).err == ""
 
 
+@pytest.mark.parametrize("sink", ["up", "down"])
+def test_the_cache_is_read_as_a_log_is(transom, sinks, sink):
+    """Case E63: running and stopped, with the sink there and not."""
+    if sink == "down":
+        Path(f"{sinks}.down").touch()
+    flags = ("--log-driver", "sink", "--log-opt", f"sink-file={sinks}", "--log-opt", "sink-does=refuse")
+    script = "for i in 1 2 3 4; do echo $i; sleep 0.02; done; read x; echo 5"
+    name = transom("run", "-d", "-i", "--network", "none", *flags, "busybox", "sh", "-c", script)
+    transom.wait_until(lambda: transom("logs", name) == "1\n2\n3\n4")
+    follower = transom.popen("logs", "-f", "--tail", "1", name)
+    assert follower.stdout.readline() == b"4\n"
+    stamped = transom("logs", "-t", name).splitlines()
+    times = [line.split()[0] for line in stamped]
+    second = times[1]
+    late = [str(n + 1) for n, at in enumerate(times) if at >= second]
+    early = [str(n + 1) for n, at in enumerate(times) if at <= second]
+
+    def answers(last):
+        assert transom("logs", name).split() == ["1", "2", "3", "4", *last]
+        assert transom("logs", "--tail", "2", name).split() == ["1", "2", "3", "4", *last][-2:]
+        assert transom("logs", "--tail", "0", name) == ""
+        assert transom("logs", "--since", second, name).split() == [*late, *last]
+        assert transom("logs", "--until", second, name).split() == early
+        assert transom("logs", "--since", second, "--tail", "1", "--until", second, name) == early[-1]
+        assert transom("logs", "-t", name).splitlines()[:4] == stamped
+        assert transom("logs", "--details", name).split() == ["1", "2", "3", "4", *last]
+
+    answers([])
+    transom.call("attach", name, input=b"go\n")
+    assert follower.communicate(timeout=60) == (b"5\n", b"")
+    transom("wait", name)
+    answers(["5"])
+    assert transom("logs", "-f", name).split() == ["1", "2", "3", "4", "5"]
+    assert sinks.read_text().split() == (["1", "2", "3", "4", "5"] if sink == "up" else [])
+    assert (status(transom, name)["sink"]["Dropped"] > 0) == (sink == "down")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
