@@ -585,8 +585,16 @@ class Containers:
                 pass
         return given_up
 
-    def prune(self, doomed: Callable[[Container], bool]) -> tuple[builtins.list[str], int]:
+    def prune(
+        self,
+        doomed: Callable[[Container], bool],
+        *,
+        warn: Callable[[Container, dict[str, int]], object] = lambda container, given_up: None,
+    ) -> tuple[builtins.list[str], int]:
         """Remove those containers that do not run and that `doomed` picks.
+
+        Args:
+            warn: told of each what `remove` returns.
 
         Returns:
             their ids, and how many bytes their layers took.
@@ -597,9 +605,10 @@ class Containers:
                 continue
             try:
                 size = self.engine.snapshots(container.driver).usage(container.id).size
-                self.remove(container.id)
+                given_up = self.remove(container.id)
             except (NotFound, Conflict):
                 continue  # another command was faster: it is gone, or runs
+            warn(container, given_up)
             removed.append(container.id)
             freed += size
         return removed, freed

@@ -214,6 +214,20 @@ def test_what_a_sink_has_not_got_is_flushed_or_warned_of(transom, sinks):
     assert transom.call("rm", again).err == ""
 
 
+@pytest.mark.parametrize("command", ["container", "system"])
+def test_prune_warns_of_what_a_sink_has_not_got(transom, sinks, command):
+    Path(f"{sinks}.down").touch()
+    flags = ("--name", "web", "--log-driver", "sink", "--log-opt", f"sink-file={sinks}", "--log-opt", "sink-does=keep")
+    id = transom.detached(*flags, command=("seq", "1", "3"))
+    transom("wait", id)
+    done = transom.call(command, "prune", "-f")
+    assert id in done.out.splitlines()
+    assert done.err == (
+        "WARNING: web: 3 lines that log driver sink had not delivered are given up;"
+        " `transom logs --flush` delivers them before\n"
+    )
+
+
 @pytest.mark.parametrize("sink", ["up", "down"])
 def test_the_cache_is_read_as_a_log_is(transom, sinks, sink):
     """Case E63: running and stopped, with the sink there and not."""

@@ -15,6 +15,8 @@ from transom_engine.cli import Session, pass_session
 from transom_engine.cli.words import at_once, confirmed, filters, has_labels, several
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transom_engine.engine import Engine
     from transom_engine.model import Container
 
@@ -160,14 +162,18 @@ def rm_command(session: Session, /, names: tuple[str, ...], force: bool, volumes
     """Remove one or more containers."""
 
     def remove(engine: Engine, name: str) -> None:
-        for driver, count in engine.containers.remove(name, force=force, volumes=volumes).items():
-            print(
-                f"WARNING: {name}: {count} lines that log driver {driver} had not delivered are given up;"
-                " `transom logs --flush` delivers them before",
-                file=sys.stderr,
-            )
+        _warn_of_lost_lines(name, engine.containers.remove(name, force=force, volumes=volumes))
 
     return at_once(session, names, remove)
+
+
+def _warn_of_lost_lines(name: str, given_up: Mapping[str, int]) -> None:
+    for driver, count in given_up.items():
+        print(
+            f"WARNING: {name}: {count} lines that log driver {driver} had not delivered are given up;"
+            " `transom logs --flush` delivers them before",
+            file=sys.stderr,
+        )
 
 
 @click.command("wait")
@@ -252,7 +258,10 @@ def prune_command(session: Session, /, force: bool, given: tuple[str, ...]) -> N
 
 
 def prune(engine: Engine, wanted: dict[str, list[str]]) -> tuple[list[str], int]:
-    """Remove the containers that do not run and that the filters pass; return their ids and the bytes gained."""
+    """Remove the containers that do not run and that the filters pass; return their ids and the bytes gained.
+
+    Warns of lines that go with them and that no sink has got, as ``rm`` does.
+    """
     from transom_engine.cli.units import parse_time
 
     now = time.time_ns()
@@ -266,4 +275,6 @@ def prune(engine: Engine, wanted: dict[str, list[str]]) -> tuple[list[str], int]
             and not any(has_labels(labels, [word]) for word in wanted.get("label!", ()))
         )
 
-    return engine.containers.prune(doomed)
+    return engine.containers.prune(
+        doomed, warn=lambda container, given_up: _warn_of_lost_lines(container.name, given_up)
+    )
