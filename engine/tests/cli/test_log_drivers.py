@@ -228,6 +228,26 @@ def test_prune_warns_of_what_a_sink_has_not_got(transom, sinks, command):
     )
 
 
+def test_limits_stay_where_the_log_cannot_be_opened_as_asked_for(transom, sinks):
+    flags = ("-m", "64m", "--log-driver", "sink", "--log-opt", f"sink-file={sinks}")
+    name = transom("run", "-d", "-i", "--network", "none", *flags, "busybox", "sh", "-c", "read x; echo two")
+    before = transom.inspect(name)["HostConfig"]
+
+    def limit():
+        return transom("stats", "--no-stream", "--format", "{{.MemUsage}}", name).split(" / ")[1]
+
+    assert limit() == "64MiB"
+    refused = ("update", "-m", "128m", "--memory-swap", "256m", "--log-opt", "sink-file=/no/such/place", name)
+    assert "No such file or directory" in transom.fails(*refused, code=1)
+    assert limit() == "64MiB"
+    assert transom.inspect(name)["HostConfig"] == before
+    transom("update", "-m", "128m", "--memory-swap", "256m", "--log-opt", "sink-tag=>", name)
+    assert limit() == "128MiB"
+    transom.call("attach", name, input=b"go\n")
+    transom("wait", name)
+    assert sinks.read_text() == ">two\n"
+
+
 @pytest.mark.parametrize("sink", ["up", "down"])
 def test_the_cache_is_read_as_a_log_is(transom, sinks, sink):
     """Case E63: running and stopped, with the sink there and not."""
