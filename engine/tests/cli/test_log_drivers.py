@@ -296,14 +296,14 @@ def test_the_cache_is_read_as_a_log_is(transom, sinks, sink):
             "--log-driver json-file --log-driver sink --log-opt sink-fle=/x",
             "of the logging drivers json-file, sink none has an option 'sink-fle' (from --log-opt) (did you mean "
             "sink-file?); they know: cache-compress, cache-disabled, cache-max-file, cache-max-size, compress, env, "
-            "env-regex, labels, labels-regex, max-buffer-size, max-file, max-size, mode, sink-does, sink-file, "
-            "sink-tag, tag",
+            "env-regex, labels, labels-regex, max-buffer-size, max-file, max-size, mode, on-error, sink-does, "
+            "sink-file, sink-tag, tag",
         ),
         (
             "--log-driver json-file --log-driver sink --log-opt sink.max-size=1m",
             "logging driver sink has no option 'max-size' (from --log-opt) (did you mean cache-max-size?); it knows: "
-            "cache-compress, cache-disabled, cache-max-file, cache-max-size, max-buffer-size, mode, sink-does, "
-            "sink-file, sink-tag",
+            "cache-compress, cache-disabled, cache-max-file, cache-max-size, max-buffer-size, mode, on-error, "
+            "sink-does, sink-file, sink-tag",
         ),
         (
             "--log-driver sink --log-opt cache-max-file=0",
