@@ -11,6 +11,7 @@ import builtins
 import os
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError
@@ -467,10 +468,13 @@ class Containers:
                 self._record_config(container.id, changed)
                 if runs and log_opts:
                     self.order_logs(container, "reopen")
-            except BaseException:
+            except BaseException as error:
+                self._record_config(container.id, before)
                 if limited:
                     limits.update(id=container.id, resources=resources_of(before))
-                self._record_config(container.id, before)
+                if runs and log_opts and not isinstance(error, Conflict):
+                    with suppress(TransomError):  # another of its logs may have been opened in the new way
+                        self.order_logs(container, "reopen")
                 raise
             with self.engine.state.changing(container.id) as record:
                 self.event("update", record)

@@ -192,19 +192,21 @@ class Feed:
             old.close(timeout=self._patience)
             stats = old.stats()
             try:
-                new = open()
+                self._go_on(open(), stats)
             except Exception:
-                new = back()
+                self._go_on(back(), stats)  # where this fails too, the closed writer refuses and that is counted
                 raise
-            finally:
-                self._before = LogStats(
-                    taken=self._before.taken + stats.taken - new.stats().taken,
-                    delivered=self._before.delivered + stats.delivered,
-                    dropped=self._before.dropped + stats.dropped,
-                )
-                self._writer = new
 
         self._order(work, answer)
+
+    def _go_on(self, new: Writer, old: LogStats) -> None:
+        """Put a writer in the place of one that is closed."""
+        self._before = LogStats(
+            taken=self._before.taken + old.taken - new.stats().taken,
+            delivered=self._before.delivered + old.delivered,
+            dropped=self._before.dropped + old.dropped,
+        )
+        self._writer = new
 
     def _start(self) -> None:
         if self._thread is None:  # a container that writes nothing needs no thread

@@ -473,14 +473,23 @@ class Supervisor:
         work: dict[str, Callable[[Callable[[str], object]], None]] = {}
         plans = {plan.name: plan for plan in logplan.plans(self.engine, self.engine.state.container(self.id))}
         for feed in self.feeds:
-            old, new = self.plans[feed.name], plans.get(feed.name)
+            new = plans.get(feed.name)
             if new is None:
                 continue  # the cache goes with the next start
             feed.delivery = new.delivery
-            if new.options != old.options:
-                work[feed.name] = partial(feed.reopen, new.open, old.open)
-            self.plans[feed.name] = new
+            if new.options != self.plans[feed.name].options:
+                work[feed.name] = partial(self._reopen, feed, new)
+            else:
+                self.plans[feed.name] = new
         return work
+
+    def _reopen(self, feed: Feed, new: logplan.LogPlan, answer: Callable[[str], object]) -> None:
+        def answered(error: str) -> None:
+            if not error:  # else the old options are in force
+                self.plans[feed.name] = new
+            answer(error)
+
+        feed.reopen(new.open, self.plans[feed.name].open, answered)
 
     # The runtime
 

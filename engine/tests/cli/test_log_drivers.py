@@ -171,6 +171,33 @@ def test_log_options_that_cannot_be_opened_leave_the_old_ones_in_force(transom, 
     assert sinks.read_text() == "two\n"
 
 
+def test_log_options_that_failed_once_can_be_tried_again(transom, sinks, tmp_path):
+    flags = ("--log-driver", "sink", "--log-opt", f"sink-file={sinks}")
+    name = transom("run", "-d", "-i", "--network", "none", *flags, "busybox", "sh", "-c", "read x; echo two")
+    later = tmp_path / "later" / "sink"
+    for place in (later, "/no/such/place", later):
+        assert "No such file" in transom.fails("update", "--log-opt", f"sink-file={place}", name, code=1)
+    later.parent.mkdir()
+    transom("update", "--log-opt", f"sink-file={later}", name)
+    transom.call("attach", name, input=b"go\n")
+    transom("wait", name)
+    assert (later.read_text(), sinks.read_text()) == ("two\n", "")
+    one = status(transom, name)["sink"]
+    assert (one["Taken"], one["Delivered"], one["Dropped"]) == (1, 1, 0)
+
+
+def test_one_log_that_cannot_be_opened_leaves_the_old_options_of_all_in_force(transom, sinks):
+    flags = ("--log-driver", "json-file", "--log-driver", "sink", "--log-opt", f"sink-file={sinks}")
+    name = transom("run", "-d", "-i", "--network", "none", *flags, "busybox", "sh", "-c", "read x; echo two")
+    assert "No such file" in transom.fails(
+        "update", "--log-opt", "tag=new", "--log-opt", "sink-file=/no/such/place", name, code=1
+    )
+    transom.call("attach", name, input=b"go\n")
+    transom("wait", name)
+    assert transom("logs", "--details", name).split() == ["two"]
+    assert sinks.read_text() == "two\n"
+
+
 def test_a_log_is_rotated_on_demand(transom, sinks):
     flags = ("--log-opt", "max-size=1g", "--log-opt", "max-file=3")
     name = transom("run", "-d", "-i", "--network", "none", *flags, "busybox", "sh", "-c", "echo one; read x; echo two")
