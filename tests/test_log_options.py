@@ -13,6 +13,7 @@ import pytest
 from transom.contract.logging import Chunk, LogContainer, Stream
 from transom.errors import DriverError
 from transom.services.options import convert
+from transom_engine.logs import Delivery
 
 ROOT = Path(__file__).resolve().parent.parent
 DRIVERS = {point.name: point.load() for point in entry_points(group="transom.logging")}
@@ -79,25 +80,41 @@ PROOFS = {
     "journald": REMOTE | {"journald-address": "test_entries_have_dockers_fields_and_the_bytes_of_the_line"},
 }
 """By driver and option, the test in which the option has its effect."""
+ENGINE = {
+    "mode": "test_a_log_driver_that_hangs_costs_neither_the_other_nor_stop_nor_inspect",
+    "max-buffer-size": "test_a_log_driver_that_hangs_costs_neither_the_other_nor_stop_nor_inspect",
+    "on-error": "test_a_full_disk_stops_the_container_where_its_options_say_so",
+} | dict.fromkeys(
+    ("cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"),
+    "test_the_cache_is_bounded_and_can_be_left_out",
+)
+"""The same for the options that every driver has of the engine."""
 
 
 def test_every_option_has_a_test_that_speaks_of_it():
     """Case O61. The test stands here, in the driver's folder or in the suite, and has the option's name in it."""
-    wrong = []
+    wrong = amiss("the engine", Delivery, ENGINE, ROOT / "engine/tests/cli/test_log_drivers.py", FAULTS)
     for name, driver in DRIVERS.items():
-        options = {field.encode_name for field in msgspec.structs.fields(driver.Options)}
-        proofs = PROOFS.get(name, {})
-        wrong += [f"{name}: no test is named for {option}" for option in options - proofs.keys()]
-        wrong += [f"{name}: there is no option {option}" for option in proofs.keys() - options]
-        known = code_of(Path(__file__), *(ROOT / "plugins/logging" / name / "tests").glob("*.py"), *SUITE)
-        for option, test in proofs.items():
-            code = known.get(test, "")
-            if option not in code and option.replace("-", "_") not in code:
-                wrong.append(f"{name}: {test} does not speak of {option}")
+        own = (ROOT / "plugins/logging" / name / "tests").glob("*.py")
+        wrong += amiss(name, driver.Options, PROOFS.get(name, {}), Path(__file__), *own, *SUITE)
     assert wrong == []
 
 
+FAULTS = ROOT / "tests/test_log_faults.py"
 SUITE = sorted((ROOT / "conformance/src/transom_conformance/logging").glob("*.py"))
+
+
+def amiss(who, struct, proofs, *paths):
+    """Say which options have no test, and which tests are not there or do not speak of their option."""
+    options = {field.encode_name for field in msgspec.structs.fields(struct)}
+    wrong = [f"{who}: no test is named for {option}" for option in options - proofs.keys()]
+    wrong += [f"{who}: there is no option {option}" for option in proofs.keys() - options]
+    known = code_of(*paths)
+    for option, test in proofs.items():
+        code = known.get(test, "")
+        if option not in code and option.replace("-", "_") not in code:
+            wrong.append(f"{who}: {test} does not speak of {option}")
+    return wrong
 
 
 def code_of(*paths):
