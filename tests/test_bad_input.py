@@ -56,7 +56,7 @@ network create -d host n
 """,  # noqa: E501
     "options of drivers": """
 run --log-opt max-sze=1m busybox true
-    125 logging driver json-file has no option 'max-sze' (from --log-opt) (did you mean max-size?); it knows: cache-compress, cache-disabled, cache-max-file, cache-max-size, compress, env, env-regex, labels, labels-regex, max-buffer-size, max-file, max-size, mode, tag
+    125 logging driver json-file has no option 'max-sze' (from --log-opt) (did you mean max-size?); it knows: cache-compress, cache-disabled, cache-max-file, cache-max-size, compress, env, env-regex, labels, labels-regex, max-buffer-size, max-file, max-size, mode, on-error, tag
 run --log-opt mode=async busybox true
     125 logging driver json-file: mode='async' (from --log-opt): expected one of blocking, non-blocking
 run --log-opt max-buffer-size=1m busybox true
