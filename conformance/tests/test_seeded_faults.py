@@ -34,7 +34,7 @@ def outcomes(report, case):
 
 
 @pytest.mark.parametrize("kind", ["storage", "network", "logging", "limits", "auth"])
-def test_each_seeded_fault_is_caught_by_the_case_that_is_there_for_it(faulty, seeded, kind, capsys):
+def test_each_seeded_fault_is_caught_by_the_case_that_is_there_for_it(faulty, seeded, kind, record_property):
     proven = set()
     for cls in (cls for cls in seeded.CORRECT if cls.kind == kind):
         cases = {case for fault, case in seeded.FAULTS.values() if issubclass(fault, cls)}
@@ -52,6 +52,5 @@ def test_each_seeded_fault_is_caught_by_the_case_that_is_there_for_it(faulty, se
         # A fault may make a case loop: the suite ends it, and it counts as caught.
         reports = pool.map(lambda name: faulty.prove(kind, name, "-k", faults[name], "--timeout", "45"), faults)
         caught = [n for n, report in zip(faults, reports, strict=True) if "failed" in outcomes(report, faults[n])]
-    with capsys.disabled():
-        print(f"\n{kind}: caught {len(caught)} of {len(faults)} seeded faults")
+    record_property("seeded", f"{kind}: caught {len(caught)} of {len(faults)} seeded faults")
     assert sorted(set(faults) - set(caught)) == []
