@@ -10,7 +10,7 @@ from transom.contract.logging import Chunk, Stream
 from transom.errors import DriverError
 from transom.services import endpoints
 from transom.services.endpoints import Address, StreamSink
-from transom.services.sender import RemoteOptions, Retry, SpooledWriter
+from transom.services.sender import Delivery, RemoteOptions, Retry, SpooledWriter
 
 
 class Peer:
@@ -73,7 +73,7 @@ def read_all(connection, received, number):
 
 def writer(tmp_path, address, **more):
     sink = StreamSink(address, encode=lambda chunks: b"".join(chunk.data for chunk in chunks))
-    settings = {"options": RemoteOptions(), "driver": "logging test", "retry": Retry(first=0.05)}
+    settings = {"options": RemoteOptions(), "driver": "logging test", "delivery": Delivery(retry=Retry(first=0.05))}
     return SpooledWriter(sink, directory=str(tmp_path / "spool"), **{**settings, **more})
 
 
@@ -148,7 +148,7 @@ def test_a_reset_with_bytes_unread_brings_them_again(tmp_path, peer):
 
 def test_a_connection_is_made_anew_when_its_time_is_over(tmp_path, peer):
     found = peer(read_all)
-    sender = writer(tmp_path, found.address, lifetime=0.1)
+    sender = writer(tmp_path, found.address, delivery=Delivery(retry=Retry(first=0.05), lifetime=0.1))
     for i in range(3):
         sender.write(lines(i, 1))
         end = time.monotonic() + 60

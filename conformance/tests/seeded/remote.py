@@ -6,7 +6,7 @@ import msgspec
 
 from seeded.found import found_by
 from seeded.logging import Around
-from transom.services.sender import Retry, SpooledWriter
+from transom.services.sender import Delivery, SpooledWriter
 from transom_logging_syslog import Syslog
 
 CORRECT = (Syslog,)
@@ -102,7 +102,7 @@ class HasASpoolForEachWriter(Tampered):
             directory=f"{container.directory}/{uuid.uuid4().hex}",
             options=self.options,
             driver="logging",
-            retry=Retry(),
+            delivery=Delivery(),
         )
 
 

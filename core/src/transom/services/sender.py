@@ -1,4 +1,4 @@
-"""The writer that the drivers of remote collectors share: a spool, and a thread that empties it into a `Sink`.
+"""What the drivers of remote collectors share: a spool, and a thread that empties it into a `Sink`.
 
 A line is on disk before `write` returns, and leaves it when the sink says that it arrived. A driver brings what is its
 own: options, the bytes of its protocol, a sink.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import select
+from abc import abstractmethod
 from collections.abc import Sequence
 from threading import Condition, Thread
 from time import monotonic
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from transom.contract.logging import Chunk, LogContainer, LogStats, Writer
-from transom.errors import DriverError
+from transom.contract.logging import Chunk, LogCapability, LogContainer, Logging, LogStats, Writer
+from transom.errors import ConfigError, DriverError
 from transom.services.endpoints import Sink
 from transom.services.logattrs import ATTR_DOCS, AttrOptions
 from transom.services.options import Size, write_size
@@ -57,6 +58,62 @@ class Retry(msgspec.Struct, frozen=True):
         return min(self.most, self.first * self.factor ** min(failures - 1, 50))
 
 
+class Delivery(msgspec.Struct, frozen=True):
+    """How a driver's own options want lines delivered.
+
+    Attributes:
+        lines: how many lines may wait; None for as many as there is room for.
+        required: connect when the log is opened, or fail.
+        lifetime: seconds after which the connection is made anew; None for never.
+    """
+
+    retry: Retry = Retry()
+    lines: int | None = None
+    required: bool = False
+    lifetime: float | None = None
+
+
+class RemoteLogging(Logging):
+    """A log driver whose collector is elsewhere; a subclass brings `_sink`, and `_delivery` where options shape it."""
+
+    Options = RemoteOptions
+    capabilities = frozenset({LogCapability.REMOTE})
+    option_docs: ClassVar[dict[str, str]] = REMOTE_DOCS
+
+    options: RemoteOptions
+
+    @abstractmethod
+    def _sink(self, container: LogContainer) -> Sink:
+        """Make the way to the collector, not connected yet; a `ValueError` says which option could never work."""
+
+    def _delivery(self) -> Delivery:
+        return Delivery()
+
+    def check(self, container: LogContainer) -> None:
+        self._checked_sink(container)
+
+    def open(self, container: LogContainer) -> Writer:
+        return SpooledWriter(
+            self._checked_sink(container),
+            directory=self._spool(container),
+            options=self.options,
+            driver=f"logging {self.name}",
+            delivery=self._delivery(),
+        )
+
+    def undelivered(self, container: LogContainer) -> int:
+        return remaining(self._spool(container))
+
+    def _checked_sink(self, container: LogContainer) -> Sink:
+        try:
+            return self._sink(container)
+        except ValueError as error:
+            raise ConfigError(f"logging driver {self.name}: {error}") from None
+
+    def _spool(self, container: LogContainer) -> str:
+        return f"{container.directory}/{self.name}-spool"
+
+
 class SpooledWriter(Writer):
     """One container's way to a collector.
 
@@ -64,9 +121,6 @@ class SpooledWriter(Writer):
         directory: the spool's.
         options: the bound, and what happens at it.
         driver: for errors, "logging syslog".
-        lines: how many lines may wait; None for as many as there is room for.
-        required: connect now, or fail.
-        lifetime: seconds after which the connection is made anew; None for never.
 
     Raises:
         DriverError: the spool cannot be opened, or the sink is down and required.
@@ -79,15 +133,13 @@ class SpooledWriter(Writer):
         directory: str,
         options: RemoteOptions,
         driver: str,
-        retry: Retry,
-        lines: int | None = None,
-        required: bool = False,
-        lifetime: float | None = None,
+        delivery: Delivery,
     ) -> None:
-        self._sink, self._retry, self._driver, self._lifetime = sink, retry, driver, lifetime
+        self._sink, self._driver = sink, driver
+        self._retry, self._lifetime = delivery.retry, delivery.lifetime
         self._limit, refuse = options.spool_max_size, options.spool_full == "refuse"
         try:
-            self._spool = Spool(directory, limit=self._limit, lines=lines, refuse=refuse)
+            self._spool = Spool(directory, limit=self._limit, lines=delivery.lines, refuse=refuse)
         except OSError as error:
             busy = isinstance(error, BlockingIOError)
             cause = "another process is writing it" if busy else error
@@ -103,7 +155,7 @@ class SpooledWriter(Writer):
         self.problem = ""
         """Why nothing arrives at the moment; empty when all is well."""
         try:
-            if required or options.sink_required:
+            if delivery.required or options.sink_required:
                 sink.connect(CONNECT_TIMEOUT)
                 self._since = monotonic()
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -270,13 +322,3 @@ class SpooledWriter(Writer):
             if (self._closing or self._flushing) and not hurried:
                 break
         return True
-
-
-def spool_of(container: LogContainer, driver: str) -> str:
-    """Return the directory of a container's spool for a driver."""
-    return f"{container.directory}/{driver}-spool"
-
-
-def undelivered(container: LogContainer, driver: str) -> int:
-    """Return how many lines wait there; for `Logging.undelivered`."""
-    return remaining(spool_of(container, driver))

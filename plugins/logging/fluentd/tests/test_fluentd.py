@@ -6,21 +6,21 @@ import ssl
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import msgpack
 import pytest
 
-from transom.contract.logging import Chunk, LogContainer, Partial, Stream
+from transom.contract.logging import Chunk, Partial, Stream
 from transom.errors import ConfigError, DriverError
-from transom.services.options import convert
 from transom_conformance.logging.collector import Collector
+from transom_conformance.logging.direct import Direct, container
 from transom_conformance.suite import World
 from transom_logging_fluentd import Fluentd
 from transom_logging_fluentd.examples import EXAMPLES
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 AT = 1_795_462_080_072_535_290
+driver = Direct(Fluentd).driver
 LISTEN = {"host": "127.0.0.1", "port": "@PORT@"}
 SECURITY = {"serverHostname": "collector", "sharedKey": "secret", "authorize": False, "userDict": {}}
 
@@ -30,15 +30,6 @@ def world(tmp_path):
     world = World(path=tmp_path, kind="logging", driver="fluentd", options={})
     yield world
     world.clean_up()
-
-
-def driver(**options):
-    words = {name.replace("_", "-"): value for name, value in options.items()}
-    return Fluentd(options=convert(driver=Fluentd, options=words, where="--log-opt"), root=Path("/x"), run=Path("/x"))
-
-
-def container(directory, **facts):
-    return LogContainer(id="c0ffee" * 10, name="web", hostname="host", directory=str(directory), **facts)
 
 
 def server(world, *, listen=LISTEN, address="tcp://127.0.0.1:@PORT@", **settings):

@@ -5,36 +5,24 @@ import json
 import os
 import socket
 import zlib
-from pathlib import Path
 
 import pytest
 
-from transom.contract.logging import Chunk, LogContainer, Stream
+from transom.contract.logging import Chunk, Stream
 from transom.errors import ConfigError
-from transom.services.options import convert
+from transom_conformance.logging.direct import Direct, container
 from transom_logging_gelf import Gelf
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 AT = 1_795_462_080_072_535_290
-
-
-def driver(**options):
-    words = {name.replace("_", "-"): value for name, value in options.items()}
-    return Gelf(options=convert(driver=Gelf, options=words, where="--log-opt"), root=Path("/x"), run=Path("/x"))
-
-
-def container(directory):
-    return LogContainer(
-        id="c0ffee" * 10,
-        name="web",
-        hostname="host",
-        directory=str(directory),
-        image_id="sha256:abc",
-        image_name="busybox",
-        command=("echo", "hello"),
-        created=AT,
-        labels={"app": "shop", "a b": "x"},
-    )
+driver = Direct(Gelf).driver
+FACTS = {
+    "image_id": "sha256:abc",
+    "image_name": "busybox",
+    "command": ("echo", "hello"),
+    "created": AT,
+    "labels": {"app": "shop", "a b": "x"},
+}
 
 
 @pytest.fixture
@@ -48,7 +36,7 @@ def receiver():
 def sent(tmp_path, receiver, chunks, **options):
     """Send, and return all datagrams of each message."""
     address = f"udp://127.0.0.1:{receiver.getsockname()[1]}"
-    writer = driver(gelf_address=address, **options).open(container=container(tmp_path))
+    writer = driver(gelf_address=address, **options).open(container=container(tmp_path, **FACTS))
     writer.write(chunks)
     assert writer.flush(timeout=30)
     writer.close(timeout=10)
@@ -157,7 +145,7 @@ def test_giving_up_drops_what_waits_and_counts_it(tmp_path):
         "gelf_tcp_max_reconnect": "2",
         "gelf_tcp_reconnect_delay": "0",
     }
-    writer = driver(**options).open(container=container(tmp_path))
+    writer = driver(**options).open(container=container(tmp_path, **FACTS))
     writer.write([Chunk(OUT, AT, b"one\ntwo\n")])
     assert writer.flush(timeout=30)
     stats = writer.stats()

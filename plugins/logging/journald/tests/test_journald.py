@@ -3,14 +3,13 @@
 import json
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from transom.contract.logging import Chunk, LogContainer, Partial, Stream
+from transom.contract.logging import Chunk, Partial, Stream
 from transom.errors import ConfigError
-from transom.services.options import convert
 from transom_conformance.logging.collector import Collector
+from transom_conformance.logging.direct import Direct, container
 from transom_conformance.suite import World
 from transom_logging_journald import Journald
 from transom_logging_journald.examples import EXAMPLES
@@ -18,6 +17,7 @@ from transom_logging_journald.native import field_name
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 AT = 1_795_462_080_072_535_290
+driver = Direct(Journald).driver
 
 
 @pytest.fixture
@@ -25,17 +25,6 @@ def world(tmp_path):
     world = World(path=tmp_path, kind="logging", driver="journald", options={})
     yield world
     world.clean_up()
-
-
-def driver(**options):
-    words = {name.replace("_", "-"): value for name, value in options.items()}
-    return Journald(options=convert(driver=Journald, options=words, where="--log-opt"), root=Path("/x"), run=Path("/x"))
-
-
-def container(directory, **facts):
-    return LogContainer(
-        id="c0ffee" * 10, name="web", image_name="busybox", hostname="host", directory=str(directory), **facts
-    )
 
 
 def entries(sink, wanted):
@@ -59,7 +48,7 @@ def text(entry):
 def test_entries_have_dockers_fields_and_the_bytes_of_the_line(world):
     sink = Collector(world, EXAMPLES["collector"])
     sink.start()
-    found = container(world.path, labels={"app.name": "shop\ntwo", "_9": "x"})
+    found = container(world.path, image_name="busybox", labels={"app.name": "shop\ntwo", "_9": "x"})
     writer = driver(
         journald_address=sink.options["journald-address"], tag="{{.Name}}/{{.ID}}", labels="app.name,_9"
     ).open(container=found)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transom.contract.logging import Chunk, LogContainer, LogStats, Query, Stream
+from transom.contract.logging import Chunk, LogStats, Query, Stream
 from transom.errors import ConfigError, DriverError
 from transom.services.logfiles.lock import Holder, holder
-from transom.services.options import convert
+from transom_conformance.logging.direct import Direct, container
 from transom_conformance.suite import in_child
 from transom_logging_json_file import JsonFile
 from transom_logging_json_file.records import nanoseconds
@@ -26,33 +26,8 @@ from transom_logging_json_file.writing import escape, stamp
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 AT = 1_795_462_080_072_535_290
-
-
-def driver(**options):
-    words = {name.replace("_", "-"): value for name, value in options.items()}
-    return JsonFile(options=convert(driver=JsonFile, options=words, where="--log-opt"), root=Path("/x"), run=Path("/x"))
-
-
-def container(directory, **facts):
-    return LogContainer(**{"id": "c0ffee" * 10, "name": "web", "directory": str(directory), **facts})
-
-
-def write(directory, *chunks, facts=None, **options):
-    opened = driver(**options)
-    writer = opened.open(container=container(directory, **(facts or {})))
-    for chunk in chunks:
-        writer.write([chunk])
-    writer.close(timeout=10)
-    return Path(opened.location(container=container(directory)))
-
-
-def read(directory, **query):
-    reader = driver().read(container=container(directory), query=Query(**query))
-    chunks = []
-    while batch := reader.next(10):
-        chunks += batch
-    reader.close()
-    return chunks
+direct = Direct(JsonFile)
+driver, read, write = direct.driver, direct.read, direct.write
 
 
 def text(directory, **query):

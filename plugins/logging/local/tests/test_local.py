@@ -2,47 +2,21 @@
 
 import random
 import tempfile
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transom.contract.logging import Chunk, LogContainer, Partial, Query, Stream
+from transom.contract.logging import Chunk, Partial, Stream
 from transom.errors import ConfigError, DriverError
-from transom.services.options import convert
+from transom_conformance.logging.direct import Direct, container
 from transom_logging_local import Local
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 AT = 1_795_462_080_072_535_290
+direct = Direct(Local)
+driver, read, write = direct.driver, direct.read, direct.write
 TIME = bytes.fromhex("10 fa 99 a1 93 fc e7 b0 f5 18")
-
-
-def driver(**options):
-    words = {name.replace("_", "-"): value for name, value in options.items()}
-    return Local(options=convert(driver=Local, options=words, where="--log-opt"), root=Path("/x"), run=Path("/x"))
-
-
-def container(directory, **facts):
-    return LogContainer(**{"id": "c0ffee" * 10, "name": "web", "directory": str(directory), **facts})
-
-
-def write(directory, *chunks, facts=None, **options):
-    opened = driver(**options)
-    writer = opened.open(container=container(directory, **(facts or {})))
-    for chunk in chunks:
-        writer.write([chunk])
-    writer.close(timeout=10)
-    return Path(opened.location(container=container(directory)))
-
-
-def read(directory, **query):
-    reader = driver().read(container=container(directory), query=Query(**query))
-    chunks = []
-    while batch := reader.next(10):
-        chunks += batch
-    reader.close()
-    return chunks
 
 
 def entry(message):

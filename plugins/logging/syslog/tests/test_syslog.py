@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from transom.contract.logging import Chunk, LogContainer, Partial, Stream
+from transom.contract.logging import Chunk, Partial, Stream
 from transom.errors import ConfigError, DriverError
-from transom.services.options import convert
 from transom_conformance.logging.collector import Collector
+from transom_conformance.logging.direct import Direct, container
 from transom_conformance.suite import World
 from transom_logging_syslog import Syslog
 from transom_logging_syslog.examples import RSYSLOG
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 AT = 1_795_462_080_072_535_290
+driver = Direct(Syslog).driver
 """2026-11-23T19:28:00.07253529Z"""
 
 
@@ -37,17 +38,6 @@ def world(tmp_path):
     world = World(path=tmp_path, kind="logging", driver="syslog", options={})
     yield world
     world.clean_up()
-
-
-def driver(**options):
-    words = {name.replace("_", "-"): value for name, value in options.items()}
-    return Syslog(options=convert(driver=Syslog, options=words, where="--log-opt"), root=Path("/x"), run=Path("/x"))
-
-
-def container(directory, **facts):
-    return LogContainer(
-        **{"id": "c0ffee" * 10, "name": "web", "hostname": "host", "directory": str(directory), **facts}
-    )
 
 
 class Datagrams:

@@ -6,12 +6,11 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from transom.contract.logging import LogCapability, LogContainer, Logging, Writer
-from transom.errors import ConfigError
+from transom.contract.logging import LogCapability, LogContainer
 from transom.services.endpoints import Address, Sink, parse_address
 from transom.services.logattrs import extra_attributes, tag
 from transom.services.options import Duration
-from transom.services.sender import REMOTE_DOCS, RemoteOptions, Retry, SpooledWriter, spool_of, undelivered
+from transom.services.sender import REMOTE_DOCS, Delivery, RemoteLogging, RemoteOptions, Retry
 
 SCHEMES = ("tcp", "tls", "unix")
 PORT = 24224
@@ -62,7 +61,7 @@ class FluentdOptions(RemoteOptions, frozen=True, rename="kebab", forbid_unknown_
         return parse_address(self.fluentd_address, option="fluentd-address", schemes=SCHEMES, port=PORT, default="tcp")
 
 
-class Fluentd(Logging):
+class Fluentd(RemoteLogging):
     """Sends to Fluentd, Fluent Bit and what else speaks forward; what is not acknowledged waits in a spool."""
 
     name = "fluentd"
@@ -91,28 +90,15 @@ class Fluentd(Logging):
 
     options: FluentdOptions
 
-    def check(self, container: LogContainer) -> None:
-        self._sink(container)
-
-    def open(self, container: LogContainer) -> Writer:
+    def _delivery(self) -> Delivery:
         options = self.options
-        return SpooledWriter(
-            self._sink(container),
-            directory=spool_of(container, self.name),
-            options=options,
-            driver="logging fluentd",
-            retry=Retry(
-                first=options.fluentd_retry_wait,
-                most=max(10.0, options.fluentd_retry_wait),
-                attempts=options.fluentd_max_retries,
-            ),
+        wait = options.fluentd_retry_wait
+        return Delivery(
+            retry=Retry(first=wait, most=max(10.0, wait), attempts=options.fluentd_max_retries),
             lines=options.fluentd_buffer_limit,
             required=options.fluentd_async is False,
             lifetime=options.fluentd_async_reconnect_interval or None,
         )
-
-    def undelivered(self, container: LogContainer) -> int:
-        return undelivered(container, self.name)
 
     def _sink(self, container: LogContainer) -> Sink:
         from transom_logging_fluentd.forward import ForwardSink
@@ -125,7 +111,4 @@ class Fluentd(Logging):
             attrs=extra_attributes(container, options, driver=self.name),
             precise=options.fluentd_sub_second_precision,
         )
-        try:
-            return ForwardSink(options, records, hostname=container.hostname)
-        except ValueError as error:
-            raise ConfigError(f"logging driver {self.name}: {error}") from None
+        return ForwardSink(options, records, hostname=container.hostname)

@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
-from transom.contract.logging import LogCapability, LogContainer, Logging, Writer
+from transom.contract.logging import LogContainer
 from transom.services.endpoints import Address, Sink, parse_address
 from transom.services.logattrs import extra_attributes, tag
-from transom.services.sender import REMOTE_DOCS, RemoteOptions, Retry, SpooledWriter, spool_of, undelivered
+from transom.services.sender import REMOTE_DOCS, Delivery, RemoteLogging, RemoteOptions, Retry
 
 PORT = 12201
 TAG = "{{.ID}}"
@@ -49,13 +49,12 @@ class GelfOptions(RemoteOptions, frozen=True, rename="kebab", forbid_unknown_fie
         return parse_address(self.gelf_address, option="gelf-address", schemes=("udp", "tcp"), port=PORT)
 
 
-class Gelf(Logging):
+class Gelf(RemoteLogging):
     """Sends over TCP, or in compressed datagrams; what the collector has not got waits in a spool."""
 
     name = "gelf"
     api = 1
     Options = GelfOptions
-    capabilities = frozenset({LogCapability.REMOTE})
     option_docs: ClassVar[dict[str, str]] = REMOTE_DOCS | {
         "gelf-address": "Where the collector listens: udp or tcp://host:port.",
         "gelf-compression-type": "How datagrams are compressed; unset is gzip.",
@@ -66,26 +65,12 @@ class Gelf(Logging):
 
     options: GelfOptions
 
-    def check(self, container: LogContainer) -> None:
-        self._sink(container)
-
-    def open(self, container: LogContainer) -> Writer:
-        return SpooledWriter(
-            self._sink(container),
-            directory=spool_of(container, self.name),
-            options=self.options,
-            driver="logging gelf",
-            retry=self._retry(),
-        )
-
-    def undelivered(self, container: LogContainer) -> int:
-        return undelivered(container, self.name)
-
-    def _retry(self) -> Retry:
+    def _delivery(self) -> Delivery:
         attempts, delay = self.options.gelf_tcp_max_reconnect, self.options.gelf_tcp_reconnect_delay
         if delay is None:
-            return Retry(attempts=attempts)
-        return Retry(first=max(delay, 0.01), factor=1, most=max(delay, 0.01), attempts=attempts)
+            return Delivery(retry=Retry(attempts=attempts))
+        pause = max(delay, 0.01)
+        return Delivery(retry=Retry(first=pause, factor=1, most=pause, attempts=attempts))
 
     def _sink(self, container: LogContainer) -> Sink:
         from transom_logging_gelf.messages import Messages, sink

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from transom.contract import Probe
-from transom.contract.logging import LogCapability, LogContainer, Logging, Writer
+from transom.contract.logging import LogCapability, LogContainer
 from transom.services.endpoints import Address, Sink, parse_address
 from transom.services.logattrs import extra_attributes, tag
-from transom.services.sender import REMOTE_DOCS, RemoteOptions, Retry, SpooledWriter, spool_of, undelivered
+from transom.services.sender import REMOTE_DOCS, RemoteLogging, RemoteOptions
 
 SOCKET = "unixgram:///run/systemd/journal/socket"
 TAG = "{{.ID}}"
@@ -27,7 +27,7 @@ class JournaldOptions(RemoteOptions, frozen=True, rename="kebab", forbid_unknown
         return parse_address(self.journald_address, option="journald-address", schemes=("unixgram",), port=0)
 
 
-class Journald(Logging):
+class Journald(RemoteLogging):
     """Sends datagrams, large ones as sealed files in memory; what journald has not taken waits in a spool."""
 
     name = "journald"
@@ -50,21 +50,6 @@ class Journald(Logging):
                 usable=True, reason=f"no journal listens on {path}: lines wait until systemd-journald is started"
             )
         return Probe(usable=True)
-
-    def check(self, container: LogContainer) -> None:
-        self._sink(container)
-
-    def open(self, container: LogContainer) -> Writer:
-        return SpooledWriter(
-            self._sink(container),
-            directory=spool_of(container, self.name),
-            options=self.options,
-            driver="logging journald",
-            retry=Retry(),
-        )
-
-    def undelivered(self, container: LogContainer) -> int:
-        return undelivered(container, self.name)
 
     def _sink(self, container: LogContainer) -> Sink:
         from transom_logging_journald.native import JournalSink, Messages

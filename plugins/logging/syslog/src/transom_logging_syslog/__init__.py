@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from transom.contract.logging import LogCapability, LogContainer, Logging, Writer
-from transom.errors import ConfigError, choices, nearest
+from transom.contract.logging import LogContainer
+from transom.errors import choices, nearest
 from transom.services.endpoints import Address, Sink, parse_address
 from transom.services.logattrs import tag
-from transom.services.sender import REMOTE_DOCS, RemoteOptions, Retry, SpooledWriter, spool_of, undelivered
+from transom.services.sender import REMOTE_DOCS, RemoteLogging, RemoteOptions
 
 # RFC 5424, 6.2.1; the words are syslog(3)'s, as far as Docker has them.
 FACILITIES = {
@@ -66,13 +66,12 @@ class SyslogOptions(RemoteOptions, frozen=True, rename="kebab", forbid_unknown_f
         return FACILITIES[word]
 
 
-class Syslog(Logging):
+class Syslog(RemoteLogging):
     """Sends over UDP, TCP, TLS or a Unix socket; what the collector has not got waits in a spool."""
 
     name = "syslog"
     api = 1
     Options = SyslogOptions
-    capabilities = frozenset({LogCapability.REMOTE})
     option_docs: ClassVar[dict[str, str]] = REMOTE_DOCS | {
         "syslog-address": "Where the collector listens: udp, tcp or tcp+tls://host:port, unix or unixgram:///path; "
         "unset is this host's own, /dev/log.",
@@ -88,21 +87,6 @@ class Syslog(Logging):
 
     options: SyslogOptions
 
-    def check(self, container: LogContainer) -> None:
-        self._sink(container)
-
-    def open(self, container: LogContainer) -> Writer:
-        return SpooledWriter(
-            self._sink(container),
-            directory=spool_of(container, self.name),
-            options=self.options,
-            driver="logging syslog",
-            retry=Retry(),
-        )
-
-    def undelivered(self, container: LogContainer) -> int:
-        return undelivered(container, self.name)
-
     def _sink(self, container: LogContainer) -> Sink:
         from transom_logging_syslog.messages import Format, sink
 
@@ -113,7 +97,4 @@ class Syslog(Logging):
             tag=tag(container, options, driver=self.name, default=TAG),
             hostname=container.hostname,
         )
-        try:
-            return sink(options, form)
-        except ValueError as error:
-            raise ConfigError(f"logging driver {self.name}: {error}") from None
+        return sink(options, form)
