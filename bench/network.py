@@ -67,11 +67,11 @@ def against_docker(place, name, pairs):
         api, app = OverSocket(f"{place}/docker.sock"), engine.containers.get("app")
         cases = {
             "connect, in an engine that runs": (
-                lambda net: engine.networks.connect(net, app, EndpointSettings()),
+                lambda net: engine.endpoints.connect(net, app, EndpointSettings()),
                 lambda net: api.post(f"/networks/{net}/connect", {"Container": "app"}),
             ),
             "disconnect, in an engine that runs": (
-                lambda net: engine.networks.disconnect(net, app),
+                lambda net: engine.endpoints.disconnect(net, app),
                 lambda net: api.post(f"/networks/{net}/disconnect", {"Container": "app"}),
             ),
             "connect, by the command": (

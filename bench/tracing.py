@@ -40,7 +40,7 @@ SPANS = {
         "Supervisor._finish": "end: answer", "Supervisor.__init__": "supervisor made",
     },
     "transom_engine.bundle": {"write_bundle": "write the bundle"},
-    "transom_engine.networks": {"Networks.__init__": "networks: open"},
+    "transom_engine.networks.records": {"Networks.__init__": "networks: open"},
 }  # fmt: skip
 """By module: the function, and what its time is called; time inside a span that has a name of its own is not its."""
 

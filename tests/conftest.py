@@ -72,7 +72,7 @@ class World:
         try:
             found = set()
             for record in engine.state.all("network", _record()):
-                leases = engine.networks.ipam.leases(Network(id=record.id, name=record.name))
+                leases = engine.addresses.ipam.leases(Network(id=record.id, name=record.name))
                 found |= {f"lease {address} of {who}" for address, who in leases.items() if not who.startswith("@")}
             ids = {container.id for container in engine.state.containers()}
             for driver in os.listdir(f"{engine.state_dir}/storage"):
@@ -170,7 +170,7 @@ def _zombie(pid):
 
 
 def _record():
-    from transom_engine.networks import NetworkRecord
+    from transom_engine.networks.model import NetworkRecord
 
     return NetworkRecord
 

@@ -528,12 +528,12 @@ def test_names_of_other_hosts_come_from_the_networks_driver_beside_our_own(alone
     known = {"www": ("10.99.0.1",), "far": ("10.99.0.2", "fd99::2")}
     asked = []
 
-    def lookup(record, name):
+    def lookup(engine, record, name):
         asked.append((record.name, name))
         return known.get(name, ())
 
-    monkeypatch.setattr(alone.networks, "looks_up", lambda record: True)
-    monkeypatch.setattr(alone.networks, "lookup", lookup)
+    monkeypatch.setattr("transom_engine.resolver.looks_up", lambda engine, record: True)
+    monkeypatch.setattr("transom_engine.resolver.lookup", lookup)
 
     def found(name, type="A"):
         question = DNSRecord.question(name, type)
@@ -547,11 +547,11 @@ def test_names_of_other_hosts_come_from_the_networks_driver_beside_our_own(alone
 
 
 def test_a_driver_that_fails_to_look_up_hides_no_local_name(alone, transom, place, monkeypatch, capfd):
-    def lookup(record, name):
+    def lookup(engine, record, name):
         raise DriverError("lookup", driver="network far", cause="no answer")
 
-    monkeypatch.setattr(alone.networks, "looks_up", lambda record: True)
-    monkeypatch.setattr(alone.networks, "lookup", lookup)
+    monkeypatch.setattr("transom_engine.resolver.looks_up", lambda engine, record: True)
+    monkeypatch.setattr("transom_engine.resolver.lookup", lookup)
     for _ in range(3):
         answer = inside(place, exchange, bytes(DNSRecord.question("www").pack()))
         assert values(DNSRecord.parse(answer)) == [address(transom, "web")]

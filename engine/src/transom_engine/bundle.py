@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from transom.errors import ConfigError, Conflict
 from transom.services.files import write_atomic
 from transom_engine.model import Container, Ulimit
+from transom_engine.networks.names import linked, resolves
 
 if TYPE_CHECKING:
     from transom.config import Config
@@ -89,7 +90,7 @@ def network_files(engine: Engine, container: Container, *, host_network: bool) -
 
     A container that shares another's network has the other's, as docker does.
     """
-    host = engine.networks.host_of(container)
+    host = engine.endpoints.host_of(container)
     directory = engine.container_dir(host.id)
     if host is not container and (directory / "resolv.conf").exists():
         return {f"/etc/{name}": str(directory / name) for name in ("hostname", "hosts", "resolv.conf")}
@@ -100,7 +101,7 @@ def network_files(engine: Engine, container: Container, *, host_network: bool) -
             container,
             host_network=host_network,
             host_gateway=engine.config.host_gateway_ip or next(iter(engine.config.host_gateway_ips), ""),
-            linked=engine.networks.linked(container),
+            linked=linked(engine, container),
         ),
     }
     for name, text in contents.items():
@@ -119,7 +120,7 @@ def write_resolv_conf(engine: Engine, container: Container, *, host_network: boo
         search=container.host_config.dns_search or engine.config.dns_search,
         options=container.host_config.dns_options or engine.config.dns_opts,
         host_network=host_network,
-        embedded=engine.networks.resolves(container),
+        embedded=resolves(engine, container),
     )
     with open(engine.container_dir(container.id) / "resolv.conf", "w") as file:
         file.write(text)

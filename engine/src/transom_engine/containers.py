@@ -98,10 +98,10 @@ class Containers:
         limits = self.engine.limits(container.limits_driver)
         limits.kill(id=container.id)
         limits.remove(id=container.id)
-        self.engine.networks.leave(container)
-        self.engine.networks.forget(container)
+        self.engine.endpoints.leave(container)
+        self.engine.endpoints.forget(container)
         with self.engine.state.changing(container.id) as record:
-            self.engine.networks.note(container, record)
+            self.engine.endpoints.note(container, record)
             if record.state.status in RUNNING:
                 state = record.state
                 state.status, state.running, state.paused, state.restarting, state.pid = (
@@ -568,7 +568,7 @@ class Containers:
                 plan.driver.remove(container=plan.container)
         except TransomError:
             pass  # a driver is gone or broken: its files below the container's directory go all the same
-        self.engine.networks.forget(container)
+        self.engine.endpoints.forget(container)
         self.engine.snapshots(container.driver).remove(id)
         self.clear_run(id)
         from shutil import rmtree

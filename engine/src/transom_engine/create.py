@@ -11,7 +11,8 @@ import msgspec
 from transom.errors import ConfigError
 from transom_engine import logplan
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings
-from transom_engine.networks import DEFAULT
+from transom_engine.networks.checking import check_networks, shares_host
+from transom_engine.networks.model import DEFAULT
 from transom_engine.resources import check as check_limits
 from transom_engine.resources import usual_swap
 from transom_engine.supervisor import now
@@ -63,11 +64,11 @@ def prepare(
     )
     engine.snapshots(container.driver)  # before anything is on record: a driver that is not there fails here
     logplan.settle(engine, container)
-    discarded = engine.networks.check(container)
-    if (other := engine.networks.host_of(container)) is not container:
+    discarded = check_networks(engine, container)
+    if (other := engine.endpoints.host_of(container)) is not container:
         merged.hostname, merged.domainname = other.config.hostname, other.config.domainname
     elif not merged.hostname:
-        shares = host.uts_mode == "host" or engine.networks.shares_host(host.network_mode)
+        shares = host.uts_mode == "host" or shares_host(engine, host.network_mode)
         merged.hostname = os.uname().nodename if shares else container.id[:12]
     warnings = check(
         container=container,

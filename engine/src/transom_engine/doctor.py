@@ -295,6 +295,7 @@ class _Leftovers:
     def _networks(self) -> Iterator[Fault]:
         from transom.contract.network import Endpoint, Network, NetworkCapability
         from transom.drivers import installed
+        from transom_engine.networks.repair import damaged
 
         strangers = sorted({where for where, netns in _elsewhere(self.engine).values() if netns == _netns("self")})
         if strangers:
@@ -304,7 +305,7 @@ class _Leftovers:
             )
             return
         try:
-            damage = list(self.engine.networks.damage())
+            damage = list(damaged(self.engine))
         except TransomError as error:
             self.remarks.append(f"networks in use were not judged: {error}")
             damage = []
@@ -335,7 +336,7 @@ class _Leftovers:
 
     def _known(self) -> tuple[set[str], set[str]]:
         """Return the ids of all networks and of all endpoints on record."""
-        from transom_engine.networks import NetworkRecord
+        from transom_engine.networks.model import NetworkRecord
 
         places = [
             place
@@ -350,7 +351,7 @@ class _Leftovers:
         if not os.path.exists(self.engine.state_dir / "ipam.db"):
             return
         with self.engine.lock("networks"):  # a network's subnets are reserved before its record is made
-            ipam = self.engine.networks.ipam
+            ipam = self.engine.addresses.ipam
             for text in self._give_back(ipam, keep=False):
                 what, _, whose = text.removeprefix("gave back ").partition(" of ")
                 yield Fault("addresses", what, f"of {whose}", partial(self._give_back, ipam, keep=True))

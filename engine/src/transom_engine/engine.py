@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from transom_engine.containers import Containers
     from transom_engine.images.content import ContentStore
     from transom_engine.images.store import ImageStore
-    from transom_engine.networks import Networks
+    from transom_engine.networks.addresses import Addresses
+    from transom_engine.networks.endpoints import Endpoints
+    from transom_engine.networks.records import Networks
     from transom_engine.oci.runtime import Runtime
     from transom_engine.volumes import Volumes
 
@@ -97,10 +99,24 @@ class Engine:
 
     @cached_property
     def networks(self) -> Networks:
-        """Networks, and the endpoints of containers."""
-        from transom_engine.networks import Networks
+        """The networks there are."""
+        from transom_engine.networks.records import Networks
 
         return Networks(self)
+
+    @cached_property
+    def endpoints(self) -> Endpoints:
+        """The places of containers on networks."""
+        from transom_engine.networks.endpoints import Endpoints
+
+        return Endpoints(self)
+
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Addresses of networks and endpoints."""
+        from transom_engine.networks.addresses import Addresses
+
+        return Addresses(self)
 
     @cached_property
     def volumes(self) -> Volumes:
@@ -216,8 +232,8 @@ class Engine:
                 self.__dict__.pop(name).close()
         for snapshots in self._snapshots.values():
             snapshots.close()
-        if "networks" in self.__dict__:
-            self.networks.close()
+        if "addresses" in self.__dict__:
+            self.addresses.close()
 
     def close(self) -> None:
         """Close databases and drivers that were opened."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transom_engine.engine import Engine
     from transom_engine.images.reports import Summary
     from transom_engine.images.store import Removed
-    from transom_engine.networks import NetworkRecord
+    from transom_engine.networks.model import NetworkRecord
     from transom_engine.volumes import Volume
 
 
@@ -143,7 +143,7 @@ def prune_images(engine: Engine, doomed: Callable[[Summary], bool], *, all: bool
 def unused_networks(engine: Engine) -> Iterator[NetworkRecord]:
     """Yield the networks that users made and no container, running or not, is on."""
     from transom.contract.network import NetworkCapability
-    from transom_engine.networks import DEFAULT, NetworkRecord
+    from transom_engine.networks.model import DEFAULT, NetworkRecord
 
     used = {name for container in engine.state.containers() for name in container.network_settings.networks}
     for record in sorted(engine.state.all("network", NetworkRecord), key=lambda record: record.name):

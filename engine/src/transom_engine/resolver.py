@@ -32,7 +32,8 @@ from transom.errors import DriverError
 from transom.services.netns import inside
 from transom_engine.bundle import PUBLIC_SERVERS, RESOLVER
 from transom_engine.model import EndpointSettings, Pascal
-from transom_engine.networks import NetworkRecord
+from transom_engine.networks.model import NetworkRecord
+from transom_engine.networks.names import has_names, looks_up, lookup
 from transom_engine.state import State
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ class Resolver:
             servers, theirs, forwards = names.servers, names.own_servers, names.forwards
         for record, name in shared:
             try:
-                found += self._engine.networks.lookup(record, name)
+                found += lookup(self._engine, record, name)
             except Exception as error:
                 self._complain(error)
         if found:
@@ -448,7 +449,7 @@ class Names:
         records = {r.name: r for r in self._state.all("network", NetworkRecord)}
         own = next((c for c in containers if c.id == self._id), None)
         mine = [records[name] for name in own.network_settings.networks if name in records] if own else []
-        self._networks = [record for record in mine if self._engine.networks.has_names(record)]
+        self._networks = [record for record in mine if has_names(self._engine, record)]
         self.forwards = any(not record.internal for record in mine)
         given = (own.host_config.dns if own else []) or self._engine.config.dns
         self.servers = [server for server in given if server != RESOLVER]  # asking itself has no end
@@ -492,7 +493,7 @@ class Names:
 
     def shared(self, name: str) -> list[tuple[NetworkRecord, str]]:
         """Return the networks whose drivers may know the name from other hosts, and as what."""
-        return [(record, host) for record, host in self._meant(name) if self._engine.networks.looks_up(record)]
+        return [(record, host) for record, host in self._meant(name) if looks_up(self._engine, record)]
 
     def pointer(self, name: str) -> str | None:
         """Return the name of who has the address in a name below in-addr.arpa or ip6.arpa (RFC 1035, 3596)."""

@@ -310,7 +310,7 @@ class Supervisor:
             state.oom_killed, state.started_at = False, now()
             record.shim_pid, record.log_path = self.host_pid, container.log_path
             record.log_status = []
-            self.engine.networks.note(container, record)
+            self.engine.endpoints.note(container, record)
             self._event("start", record)
         if self.resolver is not None:
             self.resolver.start()
@@ -343,21 +343,21 @@ class Supervisor:
 
     def _join_networks(self, container: Container) -> str | None:
         """Give the container its network namespace; return its path, None for the host's."""
-        networks = self.engine.networks
-        place = networks.namespace(container, proc=self.host_proc)
+        endpoints = self.engine.endpoints
+        place = endpoints.namespace(container, proc=self.host_proc)
         if place.fd < 0:
             return None
         self.undo.append(lambda: os.close(place.fd))
         if place.own:
-            self.undo.append(lambda: networks.leave(container))
-            networks.join(container, place.fd)
+            self.undo.append(lambda: endpoints.leave(container))
+            endpoints.join(container, place.fd)
             self.netns = place.fd
             self._watch_networks(container)
             self._listen_for_names(container)
         return f"/proc/{os.getpid()}/fd/{place.fd}"
 
     def _watch_networks(self, container: Container) -> None:
-        wanted = self.engine.networks.watches(container, self.netns)
+        wanted = self.engine.endpoints.watches(container, self.netns)
         if wanted and self.watchers is None:
             from transom_engine.watching import Watchers
 
@@ -368,7 +368,9 @@ class Supervisor:
 
     def _listen_for_names(self, container: Container) -> None:
         """Make the resolver where names are resolved; it answers once the container is on record as running."""
-        if self.resolver is None and self.engine.networks.resolves(container):
+        from transom_engine.networks.names import resolves
+
+        if self.resolver is None and resolves(self.engine, container):
             from transom_engine.resolver import Resolver
 
             self.resolver = Resolver(self.engine, self.id, self.netns)
@@ -949,7 +951,7 @@ class Supervisor:
             state.status, state.restarting = ("restarting", True) if restarts else ("exited", False)
             if not restarts:
                 container.shim_pid = 0
-                self.engine.networks.forget(container)
+                self.engine.endpoints.forget(container)
             self._event("die", container, exitCode=str(state.exit_code))
         return container
 
@@ -1007,7 +1009,7 @@ class Supervisor:
         with self.engine.state.changing(self.id) as container:
             container.state.status, container.state.exit_code, container.state.error = "created", code, text
             container.shim_pid = 0
-            self.engine.networks.forget(container)
+            self.engine.endpoints.forget(container)
         self.engine.containers.clear_run(self.id)
         self.first.send(wire.REPLY, wire.Reply(error=text, code=code))
         self._flush_all()

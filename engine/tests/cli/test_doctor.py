@@ -299,8 +299,8 @@ def test_addresses_that_nobody_has_are_given_back(sick):
     with engine_of(sick) as engine:
         record = engine.networks.get("net")
         known = Network(id=record.id, name="net")
-        engine.networks.ipam.allocate(known, Endpoint(id="8" * 64, container=STRAY))
-        inside(sick.netns, engine.networks.ipam.settle, Network(id="7" * 64, name="lost"), ipv4=True, ipv6=False)
+        engine.addresses.ipam.allocate(known, Endpoint(id="8" * 64, container=STRAY))
+        inside(sick.netns, engine.addresses.ipam.settle, Network(id="7" * 64, name="lost"), ipv4=True, ipv6=False)
     code, found = ask(sick)
     assert (code, found[0]) == (1, "addresses the subnets: of network lost, which is gone")
     assert found[1].endswith(": of endpoint 888888888888, which is gone")

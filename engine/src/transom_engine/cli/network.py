@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
     from transom_engine.engine import Engine
-    from transom_engine.networks import IpamConfig, NetworkRecord
+    from transom_engine.networks.model import IpamConfig, NetworkRecord
 
 _HEADINGS = {
     "ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "IPv6": "IPV6", "Internal": "INTERNAL",
@@ -87,7 +87,7 @@ def subnets(
         ConfigError: it is in none, or a subnet gets two.
     """
     from transom.services.ipam import parse_subnet
-    from transom_engine.networks import IpamConfig
+    from transom_engine.networks.model import IpamConfig
 
     blocks = [parse_subnet(pool) for pool in pools]
     configs = [IpamConfig(subnet=pool) for pool in pools]
@@ -159,7 +159,7 @@ def _row(record: NetworkRecord, *, full: bool) -> dict[str, Any]:
 
 def _all(session: Session, record: NetworkRecord, wanted: dict[str, list[str]]) -> bool:
     """Say whether the network passes all filters; values of one are alternatives, labels must all be there."""
-    from transom_engine.networks import DEFAULT
+    from transom_engine.networks.model import DEFAULT
 
     def matches(word: str, text: str) -> bool:
         try:
@@ -238,7 +238,7 @@ def connect_command(
         links=[flags.link(text) for text in link] or None,
         gw_priority=gw_priority,
     )
-    session.engine.networks.connect(network, session.engine.containers.get(container), place)
+    session.engine.endpoints.connect(network, session.engine.containers.get(container), place)
 
 
 @network_command.command("disconnect")
@@ -248,7 +248,7 @@ def connect_command(
 @pass_session
 def disconnect_command(session: Session, /, network: str, container: str, force: bool) -> None:
     """Disconnect a container from a network."""
-    session.engine.networks.disconnect(network, session.engine.containers.get(container), force=force)
+    session.engine.endpoints.disconnect(network, session.engine.containers.get(container), force=force)
 
 
 @network_command.command("rm")

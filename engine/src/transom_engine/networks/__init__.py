@@ -1,0 +1,16 @@
+"""Networks and the places of containers on them: records, addresses, and the drivers' operations in order.
+
+A network's record is in the shape of Docker's API; a container's place on it is in the container's own record.
+Addresses come from core's IPAM unless the driver has an allocator of its own. A container keeps its addresses while
+it runs and through restarts by its policy; `Endpoints.forget` gives them back.
+
+    model      records of networks
+    records    the networks there are: made, found, listed, removed
+    addresses  subnets and addresses
+    contracts  records as the data that drivers are called with
+    checking   what a container asks of its networks: settled, or refused
+    endpoints  the places of containers: joined, left, changed while they run
+    ways       default routes and published ports
+    names      which names containers find each other by
+    repair     networks put right while containers run
+"""

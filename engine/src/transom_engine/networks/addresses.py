@@ -1,0 +1,84 @@
+"""Addresses of networks and endpoints: from core's IPAM, unless the driver has an allocator of its own."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from transom.contract.network import Endpoint, Network, NetworkCapability
+from transom.errors import NotFound
+from transom_engine.model import Container, EndpointSettings
+from transom_engine.networks.contracts import endpoint_of, keeps_addresses, network_of
+from transom_engine.networks.model import IpamConfig, NetworkRecord, configs_of
+
+if TYPE_CHECKING:
+    from transom.contract.network import NetworkDriver
+    from transom.services.ipam import Ipam
+    from transom_engine.engine import Engine
+
+
+class Addresses:
+    """See the module's text."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def close(self) -> None:
+        """Close the database of addresses; it is opened again when it is used again."""
+        if "ipam" in self.__dict__:
+            self.ipam.close()
+
+    @cached_property
+    def ipam(self) -> Ipam:
+        """Core's address management, over its own database."""
+        from transom.services.ipam import DEFAULT_POOLS, Ipam
+
+        pools = [(pool.base, pool.size) for pool in self.engine.config.default_address_pools]
+        return Ipam(self.engine.state_dir / "ipam.db", pools=pools or DEFAULT_POOLS)
+
+    def settle(self, record: NetworkRecord) -> list[IpamConfig]:
+        """Reserve the network's subnets with core's IPAM, where the driver has endpoints with addresses of it."""
+        driver, network = self.engine.network_driver(record.driver), network_of(self.engine, record)
+        if driver.keeps_addresses(network=network):
+            return configs_of(driver.settle(network=network))
+        if NetworkCapability.L2 not in driver.capabilities:
+            return record.ipam.config
+        return configs_of(self.ipam.settle(network, ipv4=record.enable_ipv4, ipv6=record.enable_ipv6))
+
+    def allocate(
+        self,
+        container: Container,
+        record: NetworkRecord,
+        network: Network,
+        place: EndpointSettings,
+        driver: NetworkDriver,
+    ) -> Endpoint:
+        """Describe the container's endpoint, with the addresses that it gets."""
+        asked = place.ipam_config or {}
+        static = tuple(asked[key] for key in ("IPv4Address", "IPv6Address") if asked.get(key))
+        endpoint = msgspec.structs.replace(
+            endpoint_of(self.engine, container, record, place),
+            static=bool(static),
+            addresses=static,
+            mac=asked.get("MacAddress") or None,
+        )
+        if driver.keeps_addresses(network=network):
+            return driver.allocate(network=network, endpoint=endpoint)
+        return self.ipam.allocate(network, endpoint) if network.subnets else endpoint
+
+    def release(self, container: Container, name: str, place: EndpointSettings) -> None:
+        """Give an endpoint's addresses back; those of a network that is gone, too."""
+        network, endpoint = Network(id=place.network_id, name=name), Endpoint(id=place.endpoint_id, container="")
+        try:
+            record = self.engine.networks.get(name)
+        except NotFound:
+            self.ipam.release(network, endpoint)
+            return
+        if not keeps_addresses(self.engine, record):
+            self.ipam.release(network, endpoint)
+            return
+        self.engine.network_driver(record.driver).release(
+            network=network_of(self.engine, record), endpoint=endpoint_of(self.engine, container, record, place)
+        )

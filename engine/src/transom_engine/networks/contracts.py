@@ -1,0 +1,115 @@
+"""Records as the data that network drivers are called with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from transom.contract.network import Endpoint, Network, Port, Subnet
+from transom_engine.model import Container, EndpointSettings
+from transom_engine.networks.model import DEFAULT, NetworkRecord
+
+if TYPE_CHECKING:
+    from transom_engine.engine import Engine
+
+
+def network_of(engine: Engine, record: NetworkRecord) -> Network:
+    """Describe a network to its driver."""
+    driver = engine.network_driver(record.driver)
+    config = engine.config
+    defaults = config.default_network_opts.get(record.driver, {})
+    return Network(
+        id=record.id,
+        name=record.name,
+        options=options_of(
+            engine,
+            record.driver,
+            driver.NetworkOptions,
+            {**defaults, **_daemon_options(engine, record), **record.options},
+            "--opt",
+        ),
+        subnets=tuple(
+            Subnet(pool=c.subnet, gateway=c.gateway or None, range=c.ip_range or None, reserved=c.auxiliary_addresses)
+            for c in record.ipam.config
+        ),
+        internal=record.internal,
+        default=record.name == DEFAULT,
+        mtu=(config.mtu or None) if record.name == DEFAULT else None,
+        labels=record.labels,
+    )
+
+
+def _daemon_options(engine: Engine, record: NetworkRecord) -> dict[str, str]:
+    """Return what Docker's keys bridge, icc and ip-masq say of the default network, where its driver knows it."""
+    if record.name != DEFAULT:
+        return {}
+    config = engine.config
+    words = {
+        "com.docker.network.bridge.name": config.bridge,
+        "com.docker.network.bridge.enable_icc": "" if config.icc else "false",
+        "com.docker.network.bridge.enable_ip_masquerade": "" if config.ip_masq else "false",
+    }
+    struct = engine.network_driver(record.driver).NetworkOptions
+    known = {field.encode_name for field in msgspec.structs.fields(struct)}
+    return {name: word for name, word in words.items() if word and name in known}
+
+
+def endpoint_of(engine: Engine, container: Container, record: NetworkRecord, place: EndpointSettings) -> Endpoint:
+    """Describe a container's place on a network to the driver."""
+    pairs = ((place.ip_address, place.ip_prefix_len), (place.global_ipv6_address, place.global_ipv6_prefix_len))
+    struct = engine.network_driver(record.driver).EndpointOptions
+    ways = ways_out(container)
+    return Endpoint(
+        id=place.endpoint_id,
+        container=container.id,
+        names=(container.name, container.id[:12], *(place.aliases or [])),
+        addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
+        mac=place.mac_address or None,
+        options=options_of(engine, record.driver, struct, place.driver_opts or {}, "--driver-opt"),
+        ports=tuple(port for port in bound(container) if ways.get(family(port.address)) == record.name),
+    )
+
+
+def options_of(engine: Engine, driver: str, struct: type[msgspec.Struct], words: dict[str, str], where: str) -> Any:
+    """Convert a user's options; `where` says in an error what they were written behind."""
+    if not words and not any(field.required for field in msgspec.structs.fields(struct)):
+        return struct()
+    from transom.services.options import convert
+
+    return convert(driver=engine.drivers.load("network", driver), options=words, struct=struct, where=where)
+
+
+def keeps_addresses(engine: Engine, record: NetworkRecord) -> bool:
+    """Say whether the network's addresses come from its driver."""
+    return engine.network_driver(record.driver).keeps_addresses(network=network_of(engine, record))
+
+
+def bound(container: Container) -> list[Port]:
+    """Return where the container's ports are published, as its record has it."""
+    return [
+        Port(
+            container=int(key.partition("/")[0]), protocol=key.partition("/")[2], host=int(binding.host_port),
+            address=binding.host_ip,
+        )
+        for key, bindings in container.network_settings.ports.items() for binding in bindings or ()
+    ]  # fmt: skip
+
+
+def family(address: str) -> int:
+    """Return 4 or 6."""
+    return 6 if ":" in address else 4
+
+
+def ways_out(container: Container) -> dict[int, str]:
+    """Return the network by which the container reaches everything else, for each address family.
+
+    It is the one with the highest priority; among equals, Docker takes the first by name.
+    """
+    ways: dict[int, str] = {}
+    places = container.network_settings.networks
+    for name in sorted(places, key=lambda name: (-places[name].gw_priority, name)):
+        for number, gateway in ((4, places[name].gateway), (6, places[name].ipv6_gateway)):
+            if gateway:
+                ways.setdefault(number, name)
+    return ways

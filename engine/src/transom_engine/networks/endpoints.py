@@ -1,0 +1,261 @@
+"""The places of containers on networks: joined, left, changed while they run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from transom.contract.network import Attachment, Endpoint, NetnsKind, NetworkCapability
+from transom.errors import Conflict, DriverError, NotFound
+from transom_engine import wire
+from transom_engine.model import Container, EndpointSettings
+from transom_engine.networks.contracts import endpoint_of, network_of, ways_out
+from transom_engine.networks.model import NetworkRecord
+from transom_engine.networks.ways import move_ways_out, ports_of, publish, route
+
+if TYPE_CHECKING:
+    from transom_engine.engine import Engine
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A container's network namespace: a descriptor, -1 for the host's; `own` when it was made for this container."""
+
+    fd: int
+    own: bool
+
+
+class Endpoints:
+    """See the module's text."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def namespace(self, container: Container, *, proc: int) -> Place:
+        """Give the container its network namespace.
+
+        Args:
+            proc: a descriptor of the host's /proc, where another container's namespace is found.
+        """
+        mode, _, reference = container.host_config.network_mode.partition(":")
+        driver = mode if reference else self.engine.networks.get(mode).driver
+        endpoint = Endpoint(id=container.id, container=container.id, reference=reference or None)
+        netns = self.engine.network_driver(driver).netns(endpoint=endpoint)
+        if netns.kind is NetnsKind.HOST:
+            return Place(fd=-1, own=False)
+        if netns.kind is NetnsKind.CONTAINER:
+            other = self._shared(container, netns.of or "")
+            try:
+                fd = os.open(f"{other.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+            except FileNotFoundError:  # it has ended; with no pid on record there is no such path either
+                raise Conflict(
+                    f"cannot join the network of container {other.name}: it is not running; start it first"
+                ) from None
+            return Place(fd=fd, own=False)
+        from transom.services.netns import create
+
+        return Place(fd=create(), own=True)
+
+    def _shared(self, container: Container, id: str) -> Container:
+        try:
+            return self.engine.state.container(id)
+        except NotFound:
+            raise Conflict(
+                f"cannot join the network of container {id[:12]}: it has been removed;"
+                f" make {container.name} again with --network container:ANOTHER"
+            ) from None
+
+    def host_of(self, container: Container) -> Container:
+        """Return the container whose network, host name and files about both this one has: itself, or another."""
+        other = container.host_config.network_mode.partition(":")[2]
+        return self.host_of(self._shared(container, other)) if other else container
+
+    def join(self, container: Container, netns: int) -> None:
+        """Join the container to each of its networks and publish its ports; `leave` undoes it, however far it got."""
+        places = container.network_settings.networks
+        for name, place in places.items():
+            self._join_one(container, name, place, netns)
+        route(container, netns)
+        container.network_settings.ports = dict.fromkeys(container.config.exposed_ports)
+        # Where there is no way out the driver says why nothing can be published.
+        ways = ways_out(container) or dict.fromkeys((4, 6), next(iter(places), ""))
+        publish(self.engine, container, ways, tuple(ports_of(self.engine, container)))
+
+    def note(self, container: Container, record: Container, *joined: str) -> None:
+        """Copy to a record what `container` has got on its networks and where its ports are.
+
+        What a command has put it on or taken it off meanwhile stays as it is on record, but for what it `joined`.
+        """
+        places = record.network_settings.networks
+        for name, place in container.network_settings.networks.items():
+            if name in places or name in joined:
+                places[name] = place
+        record.network_settings.ports = container.network_settings.ports
+
+    def _join_one(self, container: Container, name: str, place: EndpointSettings, netns: int) -> None:
+        record = self.engine.networks.get(name)
+        driver, network = self.engine.network_driver(record.driver), network_of(self.engine, record)
+        driver.create_network(network=network)
+        place.network_id, place.endpoint_id = record.id, place.endpoint_id or os.urandom(32).hex()
+        # On record before the driver acts: a crash in between is cleared away by what it says.
+        with self.engine.state.changing(container.id) as kept:
+            self.note(container, kept, name)
+        endpoint = self.engine.addresses.allocate(container, record, network, place, driver)
+        attachment = driver.attach(network=network, endpoint=endpoint, netns=netns)
+        _note(place, attachment)
+        self.engine.state.event("network", "connect", record.id, container=container.id, name=name, type=record.driver)
+
+    def leave(self, container: Container) -> None:
+        """Take the container off its networks. Safe when it never joined, and after its namespace is gone."""
+        for name, place in container.network_settings.networks.items():
+            if place.endpoint_id:
+                self._leave_one(container, name, place)
+
+    def _leave_one(self, container: Container, name: str, place: EndpointSettings) -> None:
+        try:
+            record = self.engine.networks.get(name)
+        except NotFound:
+            return
+        self.engine.network_driver(record.driver).detach(
+            network=network_of(self.engine, record), endpoint=endpoint_of(self.engine, container, record, place)
+        )
+        self.engine.state.event(
+            "network", "disconnect", record.id, container=container.id, name=name, type=record.driver
+        )
+
+    def forget(self, container: Container) -> None:
+        """Give the container's addresses back and clear what its record says of its run; the caller saves it."""
+        settings = container.network_settings
+        for name, place in settings.networks.items():
+            if place.endpoint_id:
+                try:
+                    self.engine.addresses.release(container, name, place)
+                except DriverError as error:  # where several hosts keep them: the end of a run does not wait for that
+                    print(f"addresses of {container.name} on {name}: {error}", file=sys.stderr, flush=True)
+        settings.ports = {}
+        settings.networks = {
+            name: EndpointSettings(
+                aliases=place.aliases,
+                links=place.links,
+                ipam_config=place.ipam_config,
+                driver_opts=place.driver_opts,
+                network_id=place.network_id,
+                gw_priority=place.gw_priority,
+            )
+            for name, place in settings.networks.items()
+        }
+
+    def watches(self, container: Container, netns: int) -> dict[str, Callable[[int], None]]:
+        """Return what must run while the container does, by endpoint: `NetworkDriver.watch` without its `stop`."""
+        found: dict[str, Callable[[int], None]] = {}
+        for name, place in container.network_settings.networks.items():
+            record = self.engine.networks.get(name)
+            driver = self.engine.network_driver(record.driver)
+            if place.endpoint_id and self._is_watched(record):
+                network, endpoint = network_of(self.engine, record), endpoint_of(self.engine, container, record, place)
+                found[place.endpoint_id] = lambda stop, d=driver, n=network, e=endpoint: d.watch(  # type: ignore[misc]
+                    network=n, endpoint=e, netns=netns, stop=stop
+                )
+        return found
+
+    def _is_watched(self, record: NetworkRecord) -> bool:
+        return NetworkCapability.WATCH in self.engine.network_driver(record.driver).capabilities
+
+    def connect(self, reference: str, container: Container, place: EndpointSettings) -> None:
+        """Put a container on one more network, at once when it runs.
+
+        Raises:
+            Conflict: it is on it already.
+            ConfigError: its network mode, or the network's driver, does not allow it.
+        """
+        from transom_engine.networks.checking import check_connectable, check_place
+        from transom_engine.networks.names import has_names, resolves
+
+        record = self.engine.networks.get(reference)
+        with self.engine.lock(container.id):
+            container = self.engine.state.container(container.id)
+            check_connectable(self.engine, container, record)
+            if record.name in container.network_settings.networks:
+                raise Conflict(f"container {container.name} is already on network {record.name}")
+            check_place(self.engine, record, place)
+            before = ways_out(container)
+            resolved = resolves(self.engine, container)
+            container.network_settings.networks[record.name] = place
+            if container.state.pid:
+                with netns_of(container) as netns:
+                    try:
+                        self._join_one(container, record.name, place, netns)
+                        move_ways_out(self.engine, container, before, netns)
+                    except BaseException:
+                        self._leave_one(container, record.name, place)
+                        self.engine.addresses.release(container, record.name, place)
+                        with self.engine.state.changing(container.id) as kept:
+                            kept.network_settings.networks.pop(record.name, None)
+                        raise
+            with self.engine.state.changing(container.id) as kept:
+                self.note(container, kept, record.name)
+        if container.state.pid and (self._is_watched(record) or (has_names(self.engine, record) and not resolved)):
+            self._reload(container)
+
+    def _reload(self, container: Container) -> None:
+        """Tell the supervisor to look at the container's networks again: for the resolver, and what must be watched."""
+        try:
+            connection = self.engine.containers.connect(container)
+        except Conflict:
+            return  # it has just ended
+        try:
+            connection.ask(wire.Request(do="reload"))
+        except DriverError:
+            pass  # likewise
+        finally:
+            connection.close()
+
+    def disconnect(self, reference: str, container: Container, *, force: bool = False) -> None:
+        """Take a container off a network, at once when it runs; with `force` being off it already is no error."""
+        record = self.engine.networks.get(reference)
+        with self.engine.lock(container.id):
+            container = self.engine.state.container(container.id)
+            place = container.network_settings.networks.get(record.name)
+            if place is None:
+                if force:
+                    return
+                raise Conflict(f"container {container.name} is not on network {record.name}")
+            before = ways_out(container)
+            if place.endpoint_id:
+                self._leave_one(container, record.name, place)
+                self.engine.addresses.release(container, record.name, place)
+            del container.network_settings.networks[record.name]
+            if container.state.pid:
+                with netns_of(container) as netns:
+                    move_ways_out(self.engine, container, before, netns)
+            with self.engine.state.changing(container.id) as kept:
+                kept.network_settings.networks.pop(record.name, None)
+                self.note(container, kept)
+        if container.state.pid and self._is_watched(record):
+            self._reload(container)
+
+
+def _note(place: EndpointSettings, attachment: Attachment) -> None:
+    place.interface, place.mac_address = attachment.interface or "", attachment.mac or ""
+    for address in attachment.addresses:
+        text, _, prefix = address.partition("/")
+        if ":" in text:
+            place.global_ipv6_address, place.global_ipv6_prefix_len = text, int(prefix)
+        else:
+            place.ip_address, place.ip_prefix_len = text, int(prefix)
+    place.gateway = next((g for g in attachment.gateways if ":" not in g), "")
+    place.ipv6_gateway = next((g for g in attachment.gateways if ":" in g), "")
+
+
+@contextmanager
+def netns_of(container: Container) -> Iterator[int]:
+    """Open the namespace of a container that runs."""
+    fd = os.open(f"/proc/{container.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

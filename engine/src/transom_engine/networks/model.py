@@ -1,0 +1,72 @@
+"""Records of networks, in the shape of Docker's API."""
+
+from __future__ import annotations
+
+import msgspec
+
+from transom.contract.network import Network
+from transom_engine.model import Pascal
+from transom_engine.supervisor import now
+
+DEFAULT = "bridge"
+"""The name of the default network, whatever driver carries it: Docker's users write it."""
+
+
+class IpamConfig(Pascal, omit_defaults=True):
+    """One subnet of a network."""
+
+    subnet: str = ""
+    ip_range: str = msgspec.field(default="", name="IPRange")
+    gateway: str = ""
+    auxiliary_addresses: dict[str, str] = {}
+
+
+class IpamRecord(Pascal):
+    """How a network's addresses are managed."""
+
+    driver: str = "default"
+    options: dict[str, str] = {}
+    config: list[IpamConfig] = []
+
+
+class NetworkRecord(Pascal):
+    """A network, in the shape of Docker's NetworkInspect."""
+
+    name: str
+    id: str = msgspec.field(name="Id")
+    created: str
+    driver: str
+    scope: str = "local"
+    enable_ipv4: bool = msgspec.field(default=True, name="EnableIPv4")
+    enable_ipv6: bool = msgspec.field(default=False, name="EnableIPv6")
+    ipam: IpamRecord = msgspec.field(default_factory=IpamRecord, name="IPAM")
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    config_only: bool = False
+    containers: dict[str, dict[str, str]] = {}
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+msgspec.json.Decoder(NetworkRecord)  # now: msgspec crashes when two threads meet a type for the first time at once
+
+
+def configs_of(network: Network) -> list[IpamConfig]:
+    """Return the subnets of a network as its record has them."""
+    return [
+        IpamConfig(subnet=s.pool, gateway=s.gateway or "", ip_range=s.range or "", auxiliary_addresses=s.reserved)
+        for s in network.subnets
+    ]
+
+
+def record_of(network: Network, driver: str) -> NetworkRecord:
+    """Write down a network that another host made."""
+    from transom.services.options import words_of
+
+    return NetworkRecord(
+        name=network.name, id=network.id, created=now(), driver=driver, scope="global", internal=network.internal,
+        enable_ipv4=any(":" not in subnet.pool for subnet in network.subnets),
+        enable_ipv6=any(":" in subnet.pool for subnet in network.subnets), ipam=IpamRecord(config=configs_of(network)),
+        options=words_of(network.options), labels=network.labels,
+    )  # fmt: skip

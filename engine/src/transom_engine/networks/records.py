@@ -1,0 +1,251 @@
+"""The networks there are: made, found, listed and removed."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from typing import TYPE_CHECKING
+
+from transom.contract.network import NetworkCapability
+from transom.errors import ConfigError, Conflict, NotFound, TransomError, choices, nearest
+from transom.services.files import Lock
+from transom_engine.networks.contracts import keeps_addresses, network_of
+from transom_engine.networks.model import DEFAULT, IpamConfig, NetworkRecord, record_of
+from transom_engine.supervisor import now
+
+if TYPE_CHECKING:
+    from transom.contract.network import NetworkDriver
+    from transom_engine.engine import Engine
+
+
+class Networks:
+    """The networks of an engine, by record; their drivers make them on the host."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def list(self) -> list[NetworkRecord]:
+        """Return all networks by name, those that are always there included."""
+        from transom.drivers import installed
+
+        self.get(DEFAULT)
+        self._take_over()
+        for driver in installed("network"):
+            if NetworkCapability.SINGLETON in self.engine.network_driver(driver.name).capabilities:
+                self.get(driver.name)
+        return sorted(self.engine.state.all("network", NetworkRecord), key=lambda n: n.name)
+
+    def get(self, reference: str) -> NetworkRecord:
+        """Return the network with that name, id or beginning of an id; the predefined ones are made on the way.
+
+        Raises:
+            NotFound: none matches.
+            Conflict: several ids begin so.
+        """
+        record = self.engine.state.find("network", NetworkRecord, name=reference)
+        if record is None:
+            record = self._predefined(reference)
+        if record is None:
+            self._take_over()
+            record = self.engine.state.find("network", NetworkRecord, name=reference) or self._by_id(reference)
+        assert isinstance(record, NetworkRecord)
+        return record
+
+    def _by_id(self, reference: str) -> NetworkRecord:
+        records: list[NetworkRecord] = self.engine.state.all("network", NetworkRecord)
+        found = [r for r in records if reference and r.id.startswith(reference)]
+        if len(found) > 1:
+            raise Conflict(f"network id {reference!r} is ambiguous; write more of it")
+        if not found:
+            names = [r.name for r in records]
+            raise NotFound(
+                f"no such network: {reference}{nearest(reference, names)}; networks here: {choices({*names, DEFAULT})}"
+            )
+        return found[0]
+
+    def _take_over(self) -> None:
+        """Bring the records of networks that span hosts up to what their drivers know of them."""
+        from transom.drivers import installed
+
+        for name in (d.name for d in installed("network")):
+            driver = self.engine.network_driver(name)
+            if NetworkCapability.MULTI_HOST not in driver.capabilities:
+                continue
+            try:
+                known = {network.id: network for network in driver.networks()}
+            except TransomError:
+                continue  # what the hosts share is away: those on record serve
+            with self._lock():
+                records = {r.id: r for r in self.engine.state.all("network", NetworkRecord)}
+                taken = {r.name for r in records.values()} | {DEFAULT}
+                for network in known.values():
+                    if network.id not in records and network.name not in taken:
+                        self._record(record_of(network, name))
+                for record in records.values():
+                    if record.driver == name and record.id not in known and not self._users(record):
+                        self._remove(record)
+
+    def _predefined(self, name: str) -> NetworkRecord | None:
+        """Make the record of the default network or of a driver's only one, when it is first asked for."""
+        if name == DEFAULT:
+            driver = self.engine.default_driver("network")
+        else:
+            from transom.drivers import installed
+
+            if name not in {d.name for d in installed("network")}:
+                return None
+            driver = name
+            if NetworkCapability.SINGLETON not in self.engine.network_driver(driver).capabilities:
+                return None
+        with self._lock():
+            record = self.engine.state.find("network", NetworkRecord, name=name)
+            if record is not None or name != DEFAULT:
+                return record or self._add(name, driver, configs=[])
+            return self._add(name, driver, configs=self._default_subnets(), ipv6=self.engine.config.ipv6)
+
+    def _default_subnets(self) -> builtins.list[IpamConfig]:
+        """Return what Docker's keys bip, fixed-cidr and default-gateway say of the default network."""
+        config = self.engine.config
+        subnets = []
+        for bip, part, gateway in (
+            (config.bip, config.fixed_cidr, config.default_gateway),
+            (config.bip6, config.fixed_cidr_v6, config.default_gateway_v6),
+        ):
+            if not bip and not part:
+                continue
+            from ipaddress import ip_interface
+
+            net = ip_interface(bip or part)
+            address = str(net.ip) if bip else ""
+            subnets.append(IpamConfig(subnet=str(net.network), ip_range=part, gateway=gateway or address))
+        return subnets
+
+    def create(
+        self,
+        name: str,
+        *,
+        driver: str = "",
+        configs: builtins.list[IpamConfig] | None = None,
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        internal: bool = False,
+        ipv4: bool = True,
+        ipv6: bool = False,
+        attachable: bool = False,
+    ) -> NetworkRecord:
+        """Make a network, on the host too, so that what is wrong shows now.
+
+        Raises:
+            Conflict: the name is taken, or a subnet overlaps one of ours or of the host.
+            ConfigError: bad words; a driver whose networks users do not make.
+        """
+        if not name or not name[0].isalnum() or not all(c.isalnum() or c in "_.-" for c in name) or not name.isascii():
+            raise ConfigError(
+                f"invalid network name {name!r}: only a-z A-Z 0-9 _ . - are allowed, the first not a sign"
+            )
+        driver = driver or self.engine.default_driver("network")
+        opened = self.engine.network_driver(driver)
+        if opened.capabilities & {NetworkCapability.SINGLETON, NetworkCapability.REFERENCE}:
+            raise ConfigError(
+                f"network driver {driver} has one network only, which is there already: use it by its name"
+            )
+        if internal and NetworkCapability.INTERNAL not in opened.capabilities:
+            raise opened.unsupported(NetworkCapability.INTERNAL)
+        if not ipv4 and not ipv6:
+            raise ConfigError("--ipv4=false leaves the network without addresses: add --ipv6")
+        if ipv6 and NetworkCapability.IPV6 not in opened.capabilities:
+            raise opened.unsupported(NetworkCapability.IPV6)
+        if NetworkCapability.MULTI_HOST in opened.capabilities:
+            self._take_over()
+        with self._lock():
+            if name == DEFAULT or self.engine.state.find("network", NetworkRecord, name=name) is not None:
+                raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
+            record = self._add(
+                name, driver, configs=configs or [], options=options or {}, labels=labels or {},
+                internal=internal, ipv4=ipv4, ipv6=ipv6, attachable=attachable,
+            )  # fmt: skip
+        try:
+            opened.create_network(network=network_of(self.engine, record))
+        except BaseException:
+            self._remove(record)
+            raise
+        self.engine.state.event("network", "create", record.id, name=name, type=driver)
+        return record
+
+    def _add(
+        self,
+        name: str,
+        driver: str,
+        *,
+        configs: builtins.list[IpamConfig],
+        options: dict[str, str] | None = None,
+        labels: dict[str, str] | None = None,
+        internal: bool = False,
+        ipv4: bool = True,
+        ipv6: bool = False,
+        attachable: bool = False,
+    ) -> NetworkRecord:
+        record = NetworkRecord(
+            name=name, id=os.urandom(32).hex(), created=now(), driver=driver, options=options or {},
+            labels=labels or {}, internal=internal, enable_ipv4=ipv4, enable_ipv6=ipv6, attachable=attachable,
+            scope=_scope(self.engine.network_driver(driver)),
+        )  # fmt: skip
+        record.ipam.config = configs
+        record.ipam.config = self.engine.addresses.settle(record)
+        return self._record(record)
+
+    def _record(self, record: NetworkRecord) -> NetworkRecord:
+        self.engine.state.add("network", record, id=record.id, name=record.name)
+        return record
+
+    def remove(self, reference: str) -> None:
+        """Remove a network from the host and from the records.
+
+        Raises:
+            Conflict: containers are on it, or it is one that is always there.
+        """
+        record = self.get(reference)
+        opened = self.engine.network_driver(record.driver)
+        if record.name == DEFAULT or NetworkCapability.SINGLETON in opened.capabilities:
+            raise Conflict(f"{record.name} is a pre-defined network and cannot be removed")
+        if users := self._users(record):
+            raise Conflict(
+                f"network {record.name} has active endpoints: {', '.join(users)}; stop or disconnect them first"
+            )
+        self._remove(record)
+        self.engine.state.event("network", "destroy", record.id, name=record.name, type=record.driver)
+
+    def _users(self, record: NetworkRecord) -> builtins.list[str]:
+        return sorted(c.name for c in self.engine.containers.list() if record.name in c.network_settings.networks)
+
+    def _remove(self, record: NetworkRecord) -> None:
+        self.engine.network_driver(record.driver).delete_network(network=network_of(self.engine, record))
+        if record.ipam.config and not keeps_addresses(self.engine, record):
+            self.engine.addresses.ipam.forget(network_of(self.engine, record))
+        self.engine.state.delete("network", id=record.id)
+
+    def inspect(self, reference: str) -> NetworkRecord:
+        """Return a network's record with the containers that are on it now."""
+        record = self.get(reference)
+        for container in self.engine.containers.list():
+            place = container.network_settings.networks.get(record.name)
+            if place is not None and place.endpoint_id:
+                record.containers[container.id] = {
+                    "Name": container.name,
+                    "EndpointID": place.endpoint_id,
+                    "MacAddress": place.mac_address,
+                    "IPv4Address": f"{place.ip_address}/{place.ip_prefix_len}" if place.ip_address else "",
+                    "IPv6Address": (
+                        f"{place.global_ipv6_address}/{place.global_ipv6_prefix_len}"
+                        if place.global_ipv6_address
+                        else ""
+                    ),
+                }
+        return record
+
+    def _lock(self) -> Lock:
+        return self.engine.lock("networks")
+
+
+def _scope(driver: NetworkDriver) -> str:
+    return "global" if NetworkCapability.MULTI_HOST in driver.capabilities else "local"

@@ -1,0 +1,97 @@
+"""How a container gets out, and where it is reached: default routes and published ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from transom.contract.network import NetworkCapability, Port
+from transom.errors import DriverError
+from transom_engine.model import Container, PortBinding
+from transom_engine.networks.contracts import bound, endpoint_of, family, network_of, ways_out
+
+if TYPE_CHECKING:
+    from transom_engine.engine import Engine
+
+
+def route(container: Container, netns: int) -> None:
+    """Make the default routes by the networks that lead out."""
+    from transom.services.interfaces import route_by
+
+    places = container.network_settings.networks
+    hops = [
+        (places[name].interface, places[name].ipv6_gateway if number == 6 else places[name].gateway)
+        for number, name in ways_out(container).items()
+    ]
+    try:
+        route_by(netns, hops)
+    except OSError as error:
+        raise DriverError("route", driver="networks", subject=container.name, cause=error) from error
+
+
+def ports_of(engine: Engine, container: Container) -> Iterator[Port]:
+    """Yield the ports that the container asks to be published."""
+    host = container.host_config
+    for key, bindings in host.port_bindings.items():
+        number, _, protocol = key.partition("/")
+        for binding in bindings:
+            first, _, last = binding.host_port.partition("-")
+            address = binding.host_ip or ("" if engine.config.ip == "0.0.0.0" else engine.config.ip)
+            yield Port(
+                container=int(number), protocol=protocol or "tcp", host=int(first or 0), host_end=int(last or 0),
+                address=address,
+            )  # fmt: skip
+    if host.publish_all_ports:
+        for key in container.config.exposed_ports:
+            if key not in host.port_bindings:
+                number, _, protocol = key.partition("/")
+                yield Port(container=int(number), protocol=protocol or "tcp")
+
+
+def publish(engine: Engine, container: Container, ways: dict[int, str], ports: tuple[Port, ...]) -> None:
+    """Publish each port at the network that leads out, and note where; what was there before is replaced.
+
+    A network that leads out for both families gets both at once, so that a free port is free for both.
+    """
+    settings = container.network_settings
+    for name in dict.fromkeys(ways.values()):
+        families = {number for number, way in ways.items() if way == name}
+        one_way = len(set(ways.values())) == 1
+        wanted = [p for p in ports if one_way or not p.address or family(p.address) in families]
+        if not name or not wanted:
+            continue
+        record, place = engine.networks.get(name), settings.networks[name]
+        driver = engine.network_driver(record.driver)
+        if NetworkCapability.PUBLISH not in driver.capabilities:
+            continue  # Docker's word: published ports are discarded when using host network mode
+        endpoint = endpoint_of(engine, container, record, place)
+        kept = tuple(a for a in endpoint.addresses if family(a) in families)
+        endpoint = msgspec.structs.replace(endpoint, addresses=kept)
+        for port in driver.publish(network=network_of(engine, record), endpoint=endpoint, ports=tuple(wanted)):
+            key = f"{port.container}/{port.protocol}"
+            listed = settings.ports.get(key) or []
+            settings.ports[key] = [*listed, PortBinding(host_ip=port.address, host_port=str(port.host))]
+
+
+def move_ways_out(engine: Engine, container: Container, before: dict[int, str], netns: int) -> None:
+    """Route by the networks that lead out now, and publish there, at the same ports, what was published."""
+    route(container, netns)
+    after = ways_out(container)
+    if after == before:
+        return
+    for name in {*before.values()} & {*container.network_settings.networks}:
+        record = engine.networks.get(name)
+        driver = engine.network_driver(record.driver)
+        if NetworkCapability.PUBLISH in driver.capabilities:
+            place = container.network_settings.networks[name]
+            driver.unpublish(network=network_of(engine, record), endpoint=endpoint_of(engine, container, record, place))
+    publish_again(engine, container, after)
+
+
+def publish_again(engine: Engine, container: Container, ways: dict[int, str]) -> None:
+    """Publish at the networks that lead out what is published on record, at the same ports of the host."""
+    again = [port for port in bound(container) if family(port.address) in ways]
+    container.network_settings.ports = dict.fromkeys(container.network_settings.ports)
+    publish(engine, container, ways, tuple(again))
