@@ -2,11 +2,15 @@
 
 import os
 import random
+import signal
+import sys
 import time
 
 import pytest
 
 from transom.contract.limits import LimitsCapability
+from transom_conformance.limits.io import huge_pages
+from transom_conformance.limits.site import HUGE
 
 NETWORK = "none"
 
@@ -93,6 +97,26 @@ def test_a_container_makes_no_more_processes_than_it_may(world):
     assert done.code != 0
     assert "fork" in done.err
     assert "all" not in done.out
+
+
+def test_a_container_gets_no_more_huge_pages_than_it_may(world):
+    engine = world.transom.engine()
+    try:
+        if LimitsCapability.HUGETLB not in engine.limits().capabilities:
+            pytest.skip("no control group of this host limits huge pages")
+    finally:
+        engine.close()
+    words = ("run", "--rm", "--network", "none", "-v", "/:/host")
+    program = ("busybox", "chroot", "/host", sys.executable, "-I", "-S", "-c", HUGE)
+    with huge_pages(2):
+        assert world.transom(*words, *program).split() == ["one", "two"]
+        done = world.transom.call(*words, "--hugetlb-limit", "2MB:2m", *program)
+    assert (done.out.split(), done.code) == (["one"], 128 + signal.SIGBUS)
+    assert world.transom.fails("create", "--hugetlb-limit", "2MB", "busybox", code=125).startswith(
+        "--hugetlb-limit '2MB': invalid limit of huge pages"
+    )
+    done = world.transom.call("create", "--network", "none", "--hugetlb-limit", "3MB:3m", "busybox", "true")
+    assert "hugepages has no effect: no huge pages of 3MB on this host, it has " in done.err
 
 
 def test_limits_are_changed_while_a_container_runs(world):

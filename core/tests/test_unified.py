@@ -237,6 +237,18 @@ def test_a_controller_that_another_hierarchy_has_is_said_to_be_there(driver: Pla
     assert elsewhere("no-such") == "this kernel was built without it"
 
 
+def test_a_hybrid_host_is_left_to_the_driver_that_limits_on_both_sides(
+    driver: Plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu pids\n")
+    driver._unified = Unified(str(tmp_path))
+    assert driver.probe().usable or "v1 hierarchy" in driver.probe().reason
+    monkeypatch.setattr("transom.services.unified.elsewhere", lambda controller: "a v1 hierarchy has it")
+    assert driver.probe().reason == (
+        "a v1 hierarchy has the controller memory: use the limits driver cgroup1, which limits on both sides"
+    )
+
+
 def test_a_host_without_the_hierarchy_and_a_group_with_processes_are_told_what_to_do(
     driver: Plain, tmp_path: Path
 ) -> None:

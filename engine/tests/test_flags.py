@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from transom.errors import ConfigError
 from transom_engine import flags
-from transom_engine.model import Device, MountPoint, PortBinding, RestartPolicy, ThrottleDevice, Ulimit, WeightDevice
+from transom_engine.model import (
+    Device,
+    HugepageLimit,
+    MountPoint,
+    PortBinding,
+    RestartPolicy,
+    ThrottleDevice,
+    Ulimit,
+    WeightDevice,
+)
 
 PORTS = "[[IP:][HOST_PORT]:]CONTAINER_PORT[/PROTOCOL], ports being numbers or ranges such as 8000-8010"
 
@@ -221,6 +230,10 @@ def test_a_bad_host_is_told():
     )
 
 
+def test_the_whole_host_can_be_mounted():
+    assert flags.volume("/:/host:ro").source == "/"
+
+
 def test_sizes_are_binary_and_swap_can_be_unlimited():
     assert flags.size("512m", flag="-m") == 512 << 20
     assert flags.size("-1", flag="--memory-swap", unlimited=True) == -1
@@ -320,14 +333,15 @@ def test_device_rules_weights_and_rates():
     )
     assert flags.weight_device("/dev/sda:100") == WeightDevice(path="/dev/sda", weight=100)
     assert refusal(flags.weight_device, "/dev/sda:5") == (
-        "--blkio-weight-device '/dev/sda:5': invalid weight '5'; expected DEVICE_PATH:WEIGHT, the weight "
-        "from 10 to 1000"
+        "--blkio-weight-device '/dev/sda:5': invalid weight '5'; expected DEVICE:WEIGHT, a path or MAJOR:MINOR "
+        "and a weight from 10 to 1000"
     )
     bps = {"flag": "--device-read-bps", "unit": True}
     assert flags.throttle_device("/dev/sda:10mb", **bps) == ThrottleDevice(path="/dev/sda", rate=10 << 20)
+    assert flags.throttle_device("8:16:1mb", **bps) == ThrottleDevice(path="8:16", rate=1 << 20)
     assert refusal(flags.throttle_device, "/dev/sda:fast", **bps) == (
-        "--device-read-bps '/dev/sda:fast': invalid rate 'fast'; expected DEVICE_PATH:NUMBER[UNIT], the unit "
-        "being kb, mb or gb"
+        "--device-read-bps '/dev/sda:fast': invalid rate 'fast'; expected DEVICE:NUMBER[UNIT], the unit "
+        "being kb, mb or gb, a path or MAJOR:MINOR"
     )
     assert refusal(flags.throttle_device, "sda:1", **bps).startswith(
         "--device-read-bps 'sda:1': bad format for device path; expected"
@@ -335,7 +349,19 @@ def test_device_rules_weights_and_rates():
     iops = {"flag": "--device-read-iops", "unit": False}
     assert flags.throttle_device("/dev/sda:1000", **iops) == ThrottleDevice(path="/dev/sda", rate=1000)
     assert refusal(flags.throttle_device, "/dev/sda:1k", **iops) == (
-        "--device-read-iops '/dev/sda:1k': invalid rate '1k'; expected DEVICE_PATH:NUMBER"
+        "--device-read-iops '/dev/sda:1k': invalid rate '1k'; expected DEVICE:NUMBER, a path or MAJOR:MINOR"
+    )
+
+
+@pytest.mark.parametrize("text", ["2MB:64m", "2m:67108864", "2mb:65536k"])
+def test_a_limit_of_huge_pages_is_read(text):
+    assert flags.hugepage_limit(text) == HugepageLimit(page_size="2MB", limit=64 << 20)
+
+
+@pytest.mark.parametrize("text", ["2MB", "2MB:", "2MB:some", "2XB:64m", ":64m", "2MB:-1"])
+def test_a_bad_limit_of_huge_pages_is_told(text):
+    assert refusal(flags.hugepage_limit, text) == (
+        f"--hugetlb-limit {text!r}: invalid limit of huge pages; expected PAGE_SIZE:BYTES such as 2MB:64m"
     )
 
 

@@ -15,6 +15,7 @@ from transom.services.options import LARGEST, parse_size
 from transom_engine.model import (
     Device,
     EndpointSettings,
+    HugepageLimit,
     MountPoint,
     PortBinding,
     RestartPolicy,
@@ -217,7 +218,7 @@ def volume(text: str) -> MountPoint:
         import os
 
         source = os.path.abspath(source)
-    elif len(source) == 1:
+    elif len(source) == 1 and source != "/":
         raise _bad("-v", text, "volume name is too short, names have at least two characters")
     elif source and source[0] != "/" and not NAME.fullmatch(source):
         raise _bad(
@@ -422,9 +423,21 @@ def device_cgroup_rule(text: str) -> str:
     return text
 
 
+def hugepage_limit(text: str) -> HugepageLimit:
+    """Read one ``--hugetlb-limit``, PAGE_SIZE:BYTES; the page size as the kernel has it, "2MB"."""
+    page, _, limit = text.partition(":")
+    match = re.fullmatch(r"([0-9]+[KMG])B?", page.upper())
+    try:
+        if match:
+            return HugepageLimit(page_size=f"{match[1]}B", limit=parse_size(limit))
+    except ValueError:
+        pass
+    raise _bad("--hugetlb-limit", text, "invalid limit of huge pages", "PAGE_SIZE:BYTES such as 2MB:64m")
+
+
 def weight_device(text: str) -> WeightDevice:
     """Read one ``--blkio-weight-device``, PATH:WEIGHT; the weight is 10 to 1000, 0 takes one back."""
-    flag, form = "--blkio-weight-device", "DEVICE_PATH:WEIGHT, the weight from 10 to 1000"
+    flag, form = "--blkio-weight-device", "DEVICE:WEIGHT, a path or MAJOR:MINOR and a weight from 10 to 1000"
     path, value = _device_value(text, flag, form)
     if not re.fullmatch("[0-9]{1,4}", value) or not (int(value) == 0 or 10 <= int(value) <= 1000):
         raise _bad(flag, text, f"invalid weight {value!r}", form)
@@ -433,7 +446,7 @@ def weight_device(text: str) -> WeightDevice:
 
 def throttle_device(text: str, *, flag: str, unit: bool) -> ThrottleDevice:
     """Read one ``--device-read-bps`` (with `unit`) or ``--device-read-iops`` (a plain number), PATH:RATE."""
-    form = f"DEVICE_PATH:{'NUMBER[UNIT], the unit being kb, mb or gb' if unit else 'NUMBER'}"
+    form = f"DEVICE:{'NUMBER[UNIT], the unit being kb, mb or gb' if unit else 'NUMBER'}, a path or MAJOR:MINOR"
     path, value = _device_value(text, flag, form)
     try:
         rate = parse_size(value) if unit or value.isdecimal() else 0
@@ -446,7 +459,7 @@ def throttle_device(text: str, *, flag: str, unit: bool) -> ThrottleDevice:
 
 def _device_value(text: str, flag: str, form: str) -> tuple[str, str]:
     path, _, value = text.rpartition(":")
-    if not path.startswith("/dev/"):
+    if not path.startswith("/dev/") and not re.fullmatch("[0-9]+:[0-9]+", path):
         raise _bad(flag, text, "bad format for device path", form)
     return path, value
 

@@ -85,6 +85,13 @@ class ThrottleDevice(Pascal):
     rate: int
 
 
+class HugepageLimit(Pascal):
+    """At most so many bytes in huge pages of one size, "2MB"."""
+
+    page_size: str
+    limit: int
+
+
 class MountPoint(Pascal):
     """A mount of a container: a bind of a host's path, a named volume, or a tmpfs."""
 
@@ -197,6 +204,7 @@ class HostConfig(Pascal):
     blkio_device_read_iops: list[ThrottleDevice] = msgspec.field(default=[], name="BlkioDeviceReadIOps")
     blkio_device_write_iops: list[ThrottleDevice] = msgspec.field(default=[], name="BlkioDeviceWriteIOps")
     device_cgroup_rules: list[str] = []
+    hugepage_limits: list[HugepageLimit] = []
 
 
 class State(Pascal):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from transom.contract.limits import Limits, Resources, Throttle, Weight
+from transom.contract.limits import HugepageLimit, Limits, Resources, Throttle, Weight
 from transom.contract.limits import LimitsCapability as Has
 from transom.errors import ConfigError
 from transom.services.options import write_size
@@ -41,6 +41,7 @@ def resources_of(host: HostConfig) -> Resources:
         device_write_bps=_throttles(host.blkio_device_write_bps),
         device_read_iops=_throttles(host.blkio_device_read_iops),
         device_write_iops=_throttles(host.blkio_device_write_iops),
+        hugepages=tuple(HugepageLimit(size=item.page_size, limit=item.limit) for item in host.hugepage_limits),
         devices=None if host.privileged else rules(host_config=host),
     )
 

@@ -29,7 +29,17 @@ from transom.contract.limits import LimitEvent, LimitsCapability, Watch
 from transom.contract.logging import LogCapability, Stream, Writer
 from transom.errors import DriverError, TransomError
 from transom.services.files import Lock, write_atomic
-from transom.services.mounts import CLONE_NEWNS, MS_REC, MS_SLAVE, become_subreaper, mount, mount_all, unmount, unshare
+from transom.services.mounts import (
+    CLONE_NEWNS,
+    MS_MOVE,
+    MS_REC,
+    MS_SLAVE,
+    become_subreaper,
+    mount,
+    mount_all,
+    unmount,
+    unshare,
+)
 from transom_engine import logplan, wire
 from transom_engine.engine import Engine
 from transom_engine.launching import Launch
@@ -257,8 +267,14 @@ class Supervisor:
         mount("proc", "/proc", "proc")
         with open("/proc/self/comm", "w") as comm:
             comm.write("transom-super")
-        for path in self.engine.runtime.hide:
-            unmount(path)
+        self._hide()
+
+    def _hide(self) -> None:
+        """Move out of the runtime's sight what it cannot bear; a limits driver finds it where it is then."""
+        for number, path in enumerate(self.engine.runtime.hide):
+            place = self.engine.run_dir / f"hidden-{number}"
+            place.mkdir(exist_ok=True)
+            mount(path, str(place), flags=MS_MOVE)
 
     def _listen(self) -> None:
         for name in ("control", "console"):

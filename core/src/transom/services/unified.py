@@ -106,39 +106,41 @@ class Unified:
 
     Args:
         point: its mount point; empty when there is none.
+        without: capabilities that are had elsewhere, on a hybrid host.
     """
 
-    def __init__(self, point: str) -> None:
-        self.point = point
+    def __init__(self, point: str, *, without: frozenset[Has] = frozenset()) -> None:
+        self.point, self._without = point, without
         self.controllers: tuple[str, ...] = ()
         if point:
             present = read(point, "cgroup.controllers").split()
             self.controllers = tuple(name for name in CONTROLLERS if name in present)
-        self.capabilities = frozenset(self._offered())
+        self.capabilities = frozenset(self._offered()) - without
 
     @classmethod
-    def of_this_host(cls) -> Unified:
+    def of_this_host(cls, *, without: frozenset[Has] = frozenset()) -> Unified:
         """Look where it is mounted: whole rather than a part of it, and the latest."""
         places = [(root == "/", place) for root, place, _ in mount_points(read("/proc/self/mountinfo"), "cgroup2")]
         whole = [place for is_whole, place in places if is_whole]
-        return cls((whole or [place for _, place in places] or [""])[-1])
+        return cls((whole or [place for _, place in places] or [""])[-1], without=without)
 
     def _offered(self) -> Iterable[Has]:
         if not self.point:
             return
-        from transom.services.device_program import supported
-
         lacking = {
             Has.SWAP: not os.path.exists("/proc/swaps") or "swapaccount=0" in read("/proc/cmdline").split(),
-            Has.IO_WEIGHT: not self._weighs(),
+            Has.IO_WEIGHT: "io" in self.controllers and not self._weighs(),
             Has.IO_BUFFERED: "memory" not in self.controllers,
         }
         for capability, controller in _CONTROLLER.items():
             if controller in self.controllers and not lacking.get(capability):
                 yield capability
         yield Has.FREEZE
-        if supported():
-            yield Has.DEVICES
+        if Has.DEVICES not in self._without:
+            from transom.services.device_program import supported
+
+            if supported():
+                yield Has.DEVICES
 
     def _weighs(self) -> bool:
         """Say whether some device heeds weights: by bfq, or by io.cost where an administrator enabled it."""
@@ -238,6 +240,11 @@ class UnifiedLimits(CgroupLimits):
                 reason=f"the unified hierarchy at {unified.point} has none of the controllers memory, cpu and pids "
                 f"(memory: {where}): use the limits driver cgroup1, or boot with systemd.unified_cgroup_hierarchy=1",
             )
+        if "memory" not in unified.controllers and elsewhere("memory").startswith("a v1"):
+            reason = (
+                "a v1 hierarchy has the controller memory: use the limits driver cgroup1, which limits on both sides"
+            )
+            return Probe(usable=False, reason=reason)
         if not os.access(unified.point, os.W_OK):
             return Probe(usable=False, reason=f"{unified.point} cannot be written: run as root, with it mounted rw")
         if not self._delegates():
@@ -284,7 +291,7 @@ class UnifiedLimits(CgroupLimits):
 
     def freeze(self, id: str) -> None:
         self._needs(id, Has.FREEZE)
-        [group] = self._groups(id)
+        group = self._groups(id)[-1]
         write(f"{group}/cgroup.freeze", "1")
         if not wait(lambda: table(read(group, "cgroup.events"))["frozen"], seconds=cgroups.FREEZE_SECONDS):
             write(f"{group}/cgroup.freeze", "0")
@@ -292,7 +299,7 @@ class UnifiedLimits(CgroupLimits):
 
     def thaw(self, id: str) -> None:
         self._needs(id, Has.FREEZE)
-        write(f"{self._groups(id)[0]}/cgroup.freeze", "0")
+        write(f"{self._groups(id)[-1]}/cgroup.freeze", "0")
 
     def owned(self) -> frozenset[str]:
         return names_below([os.path.dirname(self._path("-"))])
@@ -319,7 +326,7 @@ class UnifiedLimits(CgroupLimits):
             enable(path, self.unified.controllers)
 
     def _kill_once(self, id: str) -> None:
-        [group] = self._groups(id)
+        group = self._groups(id)[-1]
         try:
             write(f"{group}/cgroup.kill", "1")
         except FileNotFoundError:  # before Linux 5.14, or gone: frozen processes die too, forking ones wait
@@ -327,7 +334,7 @@ class UnifiedLimits(CgroupLimits):
         wait(lambda: not self.processes(id), seconds=0.1)
 
     def _kill_frozen(self, id: str) -> None:
-        switch = f"{self._groups(id)[0]}/cgroup.freeze"
+        switch = f"{self._groups(id)[-1]}/cgroup.freeze"
         try:
             write(switch, "1")
             signal_all(self.processes(id))

@@ -91,6 +91,7 @@ _FLAGS: tuple[Flag, ...] = (
     _text("--cpuset-mems", help="MEMs in which to allow execution (0-3, 0,1)"),
     click.option("--pids-limit", type=int, default=None, help="Tune container pids limit (-1 for unlimited)"),
     click.option("--blkio-weight", type=int, default=0, help="Block IO (relative weight), between 10 and 1000"),
+    _many("--hugetlb-limit", help="Limit the memory in huge pages of one size (format: <page-size>:<bytes>)"),
     _many("--blkio-weight-device", help="Block IO weight (relative device weight)"),
     _many("--device-read-bps", help="Limit read rate (bytes per second) from a device"),
     _many("--device-write-bps", help="Limit write rate (bytes per second) to a device"),
@@ -312,6 +313,8 @@ def limits(given: dict[str, Any]) -> dict[str, Any]:
             found[field] = [flags.throttle_device(text, flag=name, unit=unit) for text in given[flag]]
     if given.get("blkio_weight_device"):
         found["blkio_weight_device"] = [flags.weight_device(text) for text in given["blkio_weight_device"]]
+    if given.get("hugetlb_limit"):
+        found["hugepage_limits"] = [flags.hugepage_limit(text) for text in given["hugetlb_limit"]]
     if given.get("oom_kill_disable"):
         found["oom_kill_disable"] = True
     plain = {

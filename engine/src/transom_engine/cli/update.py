@@ -27,6 +27,7 @@ from transom_engine.cli.words import several
 @click.option("--memory-reservation", default="", help="Memory soft limit")
 @click.option("--memory-swap", default="", help="Swap limit equal to memory plus swap: -1 to enable unlimited swap")
 @click.option("--kernel-memory", default="", help="Kernel memory limit")
+@click.option("--hugetlb-limit", multiple=True, help="Limit huge pages of one size (format: <page-size>:<bytes>)")
 @click.option("--pids-limit", type=int, default=None, help="Tune container pids limit (-1 for unlimited)")
 @click.option("--restart", default="", help="Restart policy to apply when a container exits")
 @click.option("--log-opt", multiple=True, help="Log driver options, put over those that the container has")

@@ -30,7 +30,7 @@ class Runtime(msgspec.Struct, frozen=True):
         path: of the executable.
         version: the first line of ``--version``, for the user's eyes.
         flags: global arguments of every command.
-        hide: mount points to unmount in the supervisor's own mount namespace before the runtime is called.
+        hide: mount points to move away in the supervisor's own mount namespace before the runtime is called.
         manages_cgroups: it insists on ``linux.cgroupsPath``, joins the container to that and removes it on delete.
             Otherwise a container stays in the groups of the process that calls ``create`` or ``run``.
 

@@ -18,6 +18,7 @@ from transom.errors import ConfigError, DriverError, NotFound
 from transom.services import cgroups
 from transom.services.cgroups import below
 from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
+from transom.services.unified import Unified
 from transom_conformance.limits import DIRECT, HOLD, MB, SLEEP, Group, enter, loop_device
 from transom_conformance.suite import World, in_child
 from transom_limits_cgroup1 import Cgroup1, Options
@@ -37,8 +38,7 @@ def driver(tmp_path: Path) -> Iterator[Cgroup1]:
     for id in driver.owned():
         driver.kill(id)
         driver.remove(id)
-    for point in set(driver.offered.points.values()):
-        parent = f"{point}/{driver.options.parent}"
+    for parent in {os.path.dirname(group) for group in driver._groups("-")}:
         for path in (parent, os.path.dirname(parent)):
             if os.path.isdir(path):
                 os.rmdir(path)
@@ -96,9 +96,9 @@ def test_hierarchies_are_found_wherever_they_are_mounted() -> None:
 
 
 def test_controllers_mounted_together_are_one_file_to_join(driver: Cgroup1) -> None:
-    driver._found = Offered({"cpu": "/x", "cpuacct": "/x", "pids": "/y"})
+    driver._found, driver._unified = Offered({"cpu": "/x", "cpuacct": "/x", "pids": "/y"}), Unified("")
     assert driver._groups("a") == [f"/x/{driver.options.parent}/a", f"/y/{driver.options.parent}/a"]
-    driver._found = None
+    driver._found = driver._unified = None
 
 
 def test_a_hierarchy_mounted_at_an_unusual_place_is_used_there(driver: Cgroup1, tmp_path: Path) -> None:
@@ -120,10 +120,10 @@ def test_a_hierarchy_mounted_at_an_unusual_place_is_used_there(driver: Cgroup1, 
 def test_what_an_instance_declares_is_part_of_what_the_class_declares(driver: Cgroup1) -> None:
     assert isinstance(Cgroup1.capabilities, frozenset)
     assert driver.capabilities <= Cgroup1.capabilities
-    assert LimitsCapability.IO_BUFFERED not in Cgroup1.capabilities
-    driver._found = Offered({"cpu": driver.offered.points["cpu"]})
+    assert LimitsCapability.IO_BUFFERED not in driver.offered.capabilities
+    driver._found, driver._unified = Offered({"cpu": driver.offered.points["cpu"]}), Unified("")
     assert LimitsCapability.MEMORY not in driver.capabilities
-    driver._found = None
+    driver._found = driver._unified = None
 
 
 def test_the_first_groups_below_a_new_parent_can_be_made_at_the_same_time(driver: Cgroup1) -> None:
@@ -338,14 +338,46 @@ def test_a_process_that_hangs_in_the_kernel_is_named_and_dies_when_it_comes_back
 
 def test_each_resource_that_will_not_act_has_its_reason(driver: Cgroup1) -> None:
     asked = Resources(kernel_memory=64 * MB, hugepages=(HugepageLimit("2MB", 0),), pids=1, cpu_rt_runtime=1)
-    driver._found = Offered({"cpu": "/nonexistent", "memory": "/nonexistent"}, unified=["hugetlb"])
+    driver._found, driver._unified = Offered({"cpu": "/nonexistent", "memory": "/nonexistent"}), Unified("")
     assert driver.unsupported_resources(asked) == {
         "kernel_memory": "kernels from 5.16 on do not limit kernel memory by itself: memory includes it",
-        "hugepages": "the cgroup controller hugetlb is on the unified hierarchy, which this driver leaves alone",
+        "hugepages": "the cgroup controller hugetlb is not mounted",
         "pids": "the cgroup controller pids is not mounted",
         "cpu_rt_runtime": "this kernel has no groups of real-time processes (CONFIG_RT_GROUP_SCHED)",
     }
-    driver._found = None
+    driver._found = driver._unified = None
+
+
+# Hybrid hosts
+
+
+@pytest.fixture
+def hybrid(driver: Cgroup1) -> Cgroup1:
+    """The driver where a controller is on the unified hierarchy beside."""
+    if not driver._beside():
+        pytest.skip("this host has no unified hierarchy with a controller that v1 lacks")
+    return driver
+
+
+def test_what_v1_lacks_is_limited_on_the_unified_side(hybrid: Cgroup1) -> None:
+    joins, group = hybrid.create("both", Resources(pids=5)), Path(hybrid._path("both"))
+    assert joins[-1] == f"{group}/cgroup.procs"
+    sizes = [path.name.split(".")[1] for path in group.glob("hugetlb.*.max")]
+    assert sizes, "hugetlb is what this host has there"
+    page = HugepageLimit(sizes[0], 1 << 30)
+    hybrid.update("both", Resources(pids=6, hugepages=(page,)))
+    assert (group / f"hugetlb.{sizes[0]}.max").read_text() == f"{1 << 30}\n"
+    assert value(hybrid, "both", "pids.max") == "6"
+    hybrid.kill("both")
+    hybrid.remove("both")
+    assert not group.exists()
+
+
+def test_a_unified_side_that_has_nothing_to_add_is_left_alone(driver: Cgroup1) -> None:
+    driver._unified = Unified("/sys/fs/cgroup/unified", without=frozenset(LimitsCapability))
+    assert all("unified" not in group for group in driver._groups("a"))
+    assert "unified" not in driver.status()["Controllers"]
+    driver._unified = None
 
 
 def test_kernel_memory_is_limited_where_the_kernel_does_it(driver: Cgroup1, tmp_path: Path) -> None:
@@ -368,7 +400,7 @@ def test_swap_and_weights_and_page_sizes_that_the_kernel_lacks_have_their_reason
 ) -> None:
     (tmp_path / "hugetlb.1GB.limit_in_bytes").touch()
     (tmp_path / "memory.limit_in_bytes").touch()
-    driver._found = Offered(dict.fromkeys(("memory", "blkio", "hugetlb"), str(tmp_path)))
+    driver._found, driver._unified = Offered(dict.fromkeys(("memory", "blkio", "hugetlb"), str(tmp_path))), Unified("")
     asked = Resources(
         memory=MB, memory_swap=MB, memory_swappiness=1, blkio_weight=10, hugepages=(HugepageLimit("2MB", 0),)
     )
@@ -378,7 +410,7 @@ def test_swap_and_weights_and_page_sizes_that_the_kernel_lacks_have_their_reason
         "blkio_weight": "no block device uses the I/O scheduler bfq, see /sys/block/DEVICE/queue/scheduler",
         "hugepages": "no huge pages of 2MB on this host, it has 1GB",
     }
-    driver._found = None
+    driver._found = driver._unified = None
 
 
 def test_a_host_without_v1_or_without_the_right_is_told_what_to_do(driver: Cgroup1) -> None:
@@ -408,7 +440,7 @@ def test_a_parent_that_is_no_path_is_refused(tmp_path: Path, parent: str) -> Non
 def test_what_it_found_is_shown(driver: Cgroup1) -> None:
     status = driver.status()
     assert (status["Cgroup Version"], status["Parent"]) == ("1", f"/{driver.options.parent}")
-    assert status["Controllers"] == ", ".join(driver.offered.points)
+    assert status["Controllers"] == ", ".join([*driver.offered.points, *(f"{c} (unified)" for c in driver._beside())])
     assert driver.runtime_path("abc") == f"/{driver.options.parent}/abc"
 
 

@@ -4,6 +4,11 @@ A group is the directory ``PARENT/ID`` in every mounted hierarchy of a controlle
 parents are made when first needed and stay, as docker's do. What survives a crash is told in
 `transom.services.cgroups`.
 
+Hybrid hosts
+    A controller that no v1 hierarchy has may be on the unified hierarchy that is mounted beside. The group is
+    ``PARENT/ID`` there too, the last to join, and what v1 does not limit is limited there, by
+    `transom.services.unified`. It is left alone where it has nothing that v1 lacks.
+
 Joining
     Write a pid, or ``0`` for the writer itself, to each file that `Cgroup1.create` returns. From inside another
     pid namespace only ``0`` is safe: a number is looked up in the writer's own namespace.
@@ -14,25 +19,27 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from transom.contract import Probe
 from transom.contract.limits import LimitsCapability, Resources, Stats, Watch
 from transom.services import cgroups
-from transom.services.cgroups import CgroupLimits, Options, Undo, below, names_below, read, signal_all, wait, write
-from transom_limits_cgroup1._hierarchy import CONTROLLERS, hierarchies, unified_controllers
-from transom_limits_cgroup1._settings import Offered, apply, old_values, restore, unsupported
+from transom.services.cgroups import Options, Undo, below, names_below, read, signal_all, wait, write
+from transom.services.unified import Unified, UnifiedLimits
+from transom.services.unified import collect as collect_unified
+from transom_limits_cgroup1._hierarchy import CONTROLLERS, hierarchies
+from transom_limits_cgroup1._settings import Offered, apply, controller_of, old_values, restore, unsupported
 
 
 class _PerHost:
-    """The capabilities: of the class all that v1 has, of an instance those that this host offers."""
+    """The capabilities: of the class all that there are, of an instance those that this host offers."""
 
     def __get__(self, driver: Cgroup1 | None, owner: type) -> frozenset[LimitsCapability]:
-        everything = frozenset(LimitsCapability) - {LimitsCapability.IO_BUFFERED}
-        return everything if driver is None else driver.offered.capabilities
+        if driver is None:
+            return frozenset(LimitsCapability)
+        return driver.offered.capabilities | driver.unified.capabilities
 
 
-class Cgroup1(CgroupLimits):
+class Cgroup1(UnifiedLimits):
     """Limits by cgroup v1 controllers; see the module's text."""
 
     name = "cgroup1"
@@ -44,18 +51,21 @@ class Cgroup1(CgroupLimits):
     # What a host offers is in its mounts, which a constructor must not look at.
     capabilities = _PerHost()
 
-    def __init__(self, *, options: Any, root: Any, run: Any) -> None:
-        super().__init__(options=options, root=root, run=run)
-        self._parent = options.parent.strip("/")
-        self._found: Offered | None = None
+    _found: Offered | None = None
 
     @property
     def offered(self) -> Offered:
-        """What this host has mounted; looked up once."""
+        """What this host has mounted of v1; looked up once."""
         if self._found is None:
-            mountinfo = read("/proc/self/mountinfo")
-            self._found = Offered(hierarchies(mountinfo), unified=unified_controllers(mountinfo))
+            self._found = Offered(hierarchies(read("/proc/self/mountinfo")))
         return self._found
+
+    @property
+    def unified(self) -> Unified:
+        """The unified hierarchy of a hybrid host, of which only what v1 lacks is used; looked up once."""
+        if self._unified is None:
+            self._unified = Unified.of_this_host(without=self.offered.capabilities)
+        return self._unified
 
     def probe(self) -> Probe:
         points = self.offered.points
@@ -68,26 +78,37 @@ class Cgroup1(CgroupLimits):
         closed = [point for point in points.values() if not os.access(point, os.W_OK)]
         if closed:
             return Probe(usable=False, reason=f"{closed[0]} cannot be written: run as root, with /sys/fs/cgroup rw")
-        missing = [name for name in CONTROLLERS if name not in points]
-        beside = [name for name in missing if name in self.offered.unified]
-        reason = f"controllers not mounted: {', '.join(missing)}" if missing else ""
-        return Probe(usable=True, reason=reason + (f" (unified: {', '.join(beside)})" if beside else ""))
+        missing = [name for name in CONTROLLERS if name not in {*points, *self._beside()}]
+        return Probe(usable=True, reason=f"controllers not mounted: {', '.join(missing)}" if missing else "")
+
+    def _beside(self) -> list[str]:
+        """Return the controllers that the unified hierarchy serves, by their names on v1."""
+        served = self.unified.controllers if self.unified.capabilities else ()
+        return ["blkio" if name == "io" else name for name in served]
 
     def status(self) -> dict[str, str]:
-        return {"Cgroup Version": "1", "Controllers": ", ".join(self.offered.points), "Parent": f"/{self._parent}"}
+        unified = [f"{name} (unified)" for name in self._beside()]
+        controllers = ", ".join([*self.offered.points, *unified])
+        return {"Cgroup Version": "1", "Controllers": controllers, "Parent": f"/{self._parent}"}
 
     def runtime_path(self, id: str) -> str:
         return f"/{self._parent}/{id}"
 
     def unsupported_resources(self, resources: Resources) -> dict[str, str]:
-        return unsupported(resources, self.offered)
+        beside = self.unified.unsupported(resources)
+        return {
+            field: beside[field] if controller_of(field) in self._beside() else reason
+            for field, reason in unsupported(resources, self.offered).items()
+            if field in beside
+        }
 
     def stats(self, id: str) -> Stats:
-        from transom_limits_cgroup1._stats import collect
+        from transom_limits_cgroup1._stats import collect, joined
 
         self._present(id)
         try:
-            return collect({name: self._group(point, id) for name, point in self.offered.points.items()})
+            stats = collect({name: self._group(point, id) for name, point in self.offered.points.items()})
+            return joined(stats, collect_unified(self._path(id))) if self.unified.capabilities else stats
         except OSError as error:
             self._present(id)  # removed meanwhile?
             self._fail("stats", id, error)
@@ -95,46 +116,66 @@ class Cgroup1(CgroupLimits):
     def watch(self, id: str) -> Watch:
         from transom_limits_cgroup1._watch import OomWatch
 
-        self._needs(id, LimitsCapability.OOM_EVENTS)
+        if LimitsCapability.OOM_EVENTS not in self.offered.capabilities:
+            return super().watch(id)
+        self._present(id)
         return OomWatch(self._group(self.offered.points["memory"], id))
 
     def freeze(self, id: str) -> None:
+        if "freezer" not in self.offered.points:
+            super().freeze(id)
+            return
         state = self._freezer(id)
         if not _freeze(state, seconds=cgroups.FREEZE_SECONDS):
             write(state, "THAWED")
             self._fail("freeze", id, "not every process stopped in time; it runs on, try again")
 
     def thaw(self, id: str) -> None:
+        if "freezer" not in self.offered.points:
+            super().thaw(id)
+            return
         write(self._freezer(id), "THAWED")
 
     def owned(self) -> frozenset[str]:
-        return names_below(f"{point}/{self._parent}" for point in set(self.offered.points.values()))
+        return names_below({os.path.dirname(group) for group in self._groups("-")})
 
     def _group(self, point: str, id: str) -> str:
         return f"{point}/{self._parent}/{id}"
 
     def _groups(self, id: str) -> list[str]:
-        return [self._group(point, self._plain(id)) for point in dict.fromkeys(self.offered.points.values())]
+        points = list(dict.fromkeys(self.offered.points.values()))
+        if self.unified.capabilities:
+            points.append(self.unified.point)
+        return [self._group(point, self._plain(id)) for point in points]
 
     def _apply(self, id: str, resources: Resources) -> None:
         apply(id, resources, self.offered, self._parent)
+        super()._apply(id, resources)
 
     def _undo(self, id: str, resources: Resources) -> Undo:
-        return old_values(id, resources, self.offered, self._parent)
+        return old_values(id, resources, self.offered, self._parent) + super()._undo(id, resources)
 
     def _restore(self, undo: Undo) -> None:
-        restore(undo)
+        beside = [(path, value) for path, value in undo if self._is_unified(path)]
+        restore([item for item in undo if item not in beside])
+        super()._restore(beside)
+
+    def _is_unified(self, path: str) -> bool:
+        return bool(self.unified.capabilities) and path.startswith(f"{self.unified.point}/")
 
     def _make(self, group: str) -> None:
+        if self._is_unified(group):
+            super()._make(group)
+            return
         try:
             made = self._make_empty(group)
         except FileNotFoundError:
-            self._make_parents(os.path.dirname(group))
+            self._make_parents_of_v1(os.path.dirname(group))
             made = self._make_empty(group)
         if made and group.startswith(self.offered.points.get("cpuset", "\0") + "/"):
             self._inherit(group)
 
-    def _make_parents(self, parent: str) -> None:
+    def _make_parents_of_v1(self, parent: str) -> None:
         os.makedirs(parent, exist_ok=True)
         try:
             # Before Linux 5.11 a memory group counts what is nested in it only when its parent says so.
@@ -155,10 +196,12 @@ class Cgroup1(CgroupLimits):
         return value
 
     def _freezer(self, id: str) -> str:
-        self._needs(id, LimitsCapability.FREEZE)
+        self._present(id)
         return f"{self._group(self.offered.points['freezer'], id)}/freezer.state"
 
     def _kill_once(self, id: str) -> None:
+        if "freezer" not in self.offered.points and self.unified.capabilities:
+            super()._kill_once(id)
         state = f"{self._group(self.offered.points.get('freezer', ''), id)}/freezer.state"
         try:
             _freeze(state, seconds=0.2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transom.services.cgroups import mount_points, read
+from transom.services.cgroups import mount_points
 
 CONTROLLERS = ("freezer", "pids", "memory", "cpuset", "cpu", "cpuacct", "blkio", "devices", "hugetlb")
 """Those that this driver uses, in the order in which a process joins: once it is in any, it can be frozen."""
@@ -21,10 +21,3 @@ def hierarchies(mountinfo: str) -> dict[str, str]:
             if name in CONTROLLERS and place[0] >= found.get(name, place)[0]:
                 found[name] = place
     return {name: found[name][1] for name in CONTROLLERS if name in found}
-
-
-def unified_controllers(mountinfo: str) -> list[str]:
-    """Return the controllers of a unified hierarchy that is mounted beside, on a hybrid host."""
-    for _, point, _ in mount_points(mountinfo, "cgroup2"):
-        return read(point, "cgroup.controllers").split()
-    return []

@@ -86,11 +86,10 @@ class Offered:
     Args:
         points: the mount point of each controller.
         release: the kernel's, as uname(2) has it.
-        unified: the controllers that the unified hierarchy of a hybrid host has.
     """
 
-    def __init__(self, points: dict[str, str], *, release: str = "", unified: Iterable[str] = ()) -> None:
-        self.points, self.unified = points, frozenset(unified)
+    def __init__(self, points: dict[str, str], *, release: str = "") -> None:
+        self.points = points
         major, minor, *_ = (release or os.uname().release).split(".")
         self._counts_kernel_memory = (int(major), int(minor)) < (5, 16)
 
@@ -114,11 +113,10 @@ class Offered:
             return present and self._counts_kernel_memory
         return present and (capability is not Has.IO_WEIGHT or bfq_in_use())
 
-    def missing(self, controller: str) -> str:
-        """Say where a controller is that no v1 hierarchy has."""
-        if controller in self.unified:
-            return f"the cgroup controller {controller} is on the unified hierarchy, which this driver leaves alone"
-        return f"the cgroup controller {controller} is not mounted"
+
+def controller_of(field: str) -> str:
+    """Return the controller that limits what a field asks for."""
+    return (_FIELDS[field][1] or "hugetlb.").split(".")[0]
 
 
 def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
@@ -126,10 +124,9 @@ def unsupported(resources: Resources, offered: Offered) -> dict[str, str]:
     reasons = {}
     for field, (capability, file) in _FIELDS.items():
         if asked(resources, field) and capability not in offered.capabilities:
-            controller = (file or "hugetlb.").split(".")[0]
-            mounted = controller in offered.points
-            reason = _WITHOUT.get(capability, f"this kernel has no {file}")
-            reasons[field] = reason if mounted else offered.missing(controller)
+            reasons[field] = f"the cgroup controller {controller_of(field)} is not mounted"
+            if controller_of(field) in offered.points:
+                reasons[field] = _WITHOUT.get(capability, f"this kernel has no {file}")
     if "hugepages" not in reasons:
         for page in resources.hugepages:
             if page.size not in offered.hugepage_sizes:
@@ -175,7 +172,7 @@ def old_values(id: str, resources: Resources, offered: Offered, parent: str) -> 
     return undo
 
 
-def restore(undo: Iterable[tuple[str, str]]) -> None:
+def restore(undo: list[tuple[str, str]]) -> None:
     """Put values back as far as the kernel lets us; groups that are gone are passed over."""
     listed = {os.path.basename(path): (path, value) for path, value in undo}
     settings = [(_field_of(path), path, value) for path, value in undo if not path.endswith("devices.list")]

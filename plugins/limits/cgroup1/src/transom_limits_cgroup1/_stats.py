@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 
+import msgspec
+
 from transom.contract.limits import IoStats, Stats
 from transom.services.cgroups import below, read, table
 from transom_limits_cgroup1._watch import oom_kills
@@ -39,6 +41,13 @@ def collect(groups: dict[str, str]) -> Stats:
     if "blkio" in groups:
         values["io"] = _io(groups["blkio"])
     return Stats(details=details, **values)  # type: ignore[arg-type]  # each function above names its fields
+
+
+def joined(stats: Stats, beside: Stats) -> Stats:
+    """Fill in what v1 does not count from the unified side of a hybrid host."""
+    counted = msgspec.structs.asdict(beside).items()
+    lacking = {name: value for name, value in counted if value and not getattr(stats, name)}
+    return msgspec.structs.replace(stats, **lacking)
 
 
 def _cpu(group: str) -> dict[str, object]:
