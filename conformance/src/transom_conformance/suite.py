@@ -87,6 +87,22 @@ class World:
         self.defer(driver.close)
         return driver
 
+    def can(self, attempt: Callable[[str], object]) -> bool:
+        """Say whether `attempt` works with a file on the file system of the world: EINVAL and ENOTSUP say no."""
+        import errno
+
+        file, path = tempfile.mkstemp(dir=self.path)
+        os.close(file)
+        try:
+            attempt(path)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+                raise
+            return False
+        finally:
+            os.unlink(path)
+        return True
+
     def defer(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Call `function` when the case is over, before what was deferred earlier."""
         self._undo.append(lambda: function(*args, **kwargs))

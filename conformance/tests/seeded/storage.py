@@ -62,6 +62,27 @@ class BeginsEmpty(Spoiled):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+@found_by("test_a_layer_that_will_be_unmounted_stays_as_it_is")
+class TidiesUpBeforeUnmounting(Vfs):
+    def unmounting(self, id, place):
+        (self.root / id / "d" / "b").unlink(missing_ok=True)
+
+
+@found_by("test_any_name_that_a_file_can_have_is_kept")
+class SaysThatNamesAreShorter(Vfs):
+    name_max = 200
+
+
+@found_by("test_names_that_mean_deletion_in_a_tar_are_plain_names_in_a_layer")
+class SaysThatNamesAreItsOwn(Vfs):
+    reserved_prefix = ".wh."
+
+
+@found_by("test_extended_attributes_are_kept")
+class SaysThatItKeepsNone(Vfs):
+    keeps_attributes = False
+
+
 @found_by("test_extended_attributes_are_kept")
 class LosesAttributes(Spoiled):
     def spoil_entry(self, path, status):

@@ -86,7 +86,9 @@ def mounted(snapshots: Snapshots, key: str, function: Callable[[str], T]) -> T:
     def run() -> T:
         mount_all(mounts, place)
         try:
-            return function(place)
+            result = function(place)
+            snapshots.unmounting(key, place)
+            return result
         finally:  # the namespace would go too, but a moment after the thread
             unmount(place)
 

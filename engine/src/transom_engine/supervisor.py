@@ -345,6 +345,8 @@ class Supervisor:
             raise DriverError("mount", driver=f"storage {container.driver}", subject=rootfs, cause=error) from error
         for item in mounts:
             self.undo.append(lambda place=os.path.join(rootfs, item.target): unmount(place))  # type: ignore[misc]
+        layer = snapshots.stat(self.id).id
+        self.undo.append(lambda: snapshots.driver.unmounting(id=layer, place=rootfs))
         return rootfs
 
     def _limit(self, container: Container) -> None:

@@ -183,6 +183,7 @@ class Contents(StorageCases):
         import mmap
 
         ways = ("append", "truncate", "pwrite", "mmap", "fallocate", "direct")
+        direct = os.O_DIRECT if layers.world.can(lambda path: os.close(os.open(path, os.O_RDWR | os.O_DIRECT))) else 0
 
         def fill(top: Path) -> None:
             for way in ways:
@@ -200,7 +201,7 @@ class Contents(StorageCases):
             fd = os.open(top / "fallocate", os.O_WRONLY)
             os.posix_fallocate(fd, 0, 16384)
             os.close(fd)
-            fd = os.open(top / "direct", os.O_WRONLY | os.O_DIRECT)
+            fd = os.open(top / "direct", os.O_WRONLY | direct)
             with mmap.mmap(-1, 4096) as page:
                 page[:] = b"+" * 4096
                 os.pwrite(fd, page, 4096)
@@ -257,12 +258,16 @@ class Contents(StorageCases):
         layers.inside("child", check)
 
     def test_any_name_that_a_file_can_have_is_kept(self, layers: Layers) -> None:
-        """28: newlines, bytes that are not UTF-8, 255 bytes, leading dashes; and in the tar as well."""
-        names = [b"new\nline", b"\xff\xfe", b"n" * 255, b"-rf", b" ", b"a\\b", b"\xc3\xa9", b"*", b"x=y,z:w"]
+        """28: newlines, bytes that are not UTF-8, the longest, leading dashes; and in the tar as well."""
+        longest = layers.driver.name_max
+        names = [b"new\nline", b"\xff\xfe", b"n" * longest, b"-rf", b" ", b"a\\b", b"\xc3\xa9", b"*", b"x=y,z:w"]
 
         def fill(top: Path) -> None:
             for name in names:
                 Path(os.path.join(top, os.fsdecode(name))).write_bytes(name)
+            with pytest.raises(OSError) as caught:
+                (top / ("n" * (longest + 1))).touch()
+            assert caught.value.errno == errno.ENAMETOOLONG
 
         layers.committed("base")
         layers.active("child", "base", fill)
@@ -273,14 +278,26 @@ class Contents(StorageCases):
         assert layers.tree("copy") == found
 
     def test_names_that_mean_deletion_in_a_tar_are_plain_names_in_a_layer(self, layers: Layers) -> None:
-        """28: a file called .wh.x hides nothing, here or in a child; only a tar cannot hold it, and says so."""
+        """28: a file called .wh.x hides nothing, here or in a child; only a tar cannot hold it, and says so.
+
+        Where the file system keeps such names for itself, it says so of each, and nothing is hidden either.
+        """
         layers.committed("base", fill=put(x="1", d__y="1"))
+        reserved = layers.driver.reserved_prefix
 
         def fill(top: Path) -> None:
-            (top / ".wh.x").write_text("2")
-            (top / "d" / ".wh..wh..opq").write_text("2")
+            for path in (top / ".wh.x", top / "d" / ".wh..wh..opq"):
+                if not reserved:
+                    path.write_text("2")
+                    continue
+                with pytest.raises(PermissionError):
+                    path.write_text("2")
 
         layers.committed("child", "base", fill)
+        if reserved:
+            assert ".wh.".startswith(reserved) or reserved.startswith(".wh."), "other names are not a file system's own"
+            assert layers.inside("child", lambda top: (names_in(top), names_in(top / "d"))) == (["d", "x"], ["y"])
+            return
         layers.active("grandchild", "child")
         for key in ("child", "grandchild"):
             found = layers.inside(key, lambda top: (names_in(top), names_in(top / "d")))

@@ -41,6 +41,13 @@ def _owned(mode: int, owner: int, *names: str) -> Fill:
     return fill
 
 
+def _strip(top: Path) -> None:
+    for directory, names, files in os.walk(top):
+        for path in (directory, *(os.path.join(directory, name) for name in (*names, *files))):
+            for attribute in os.listxattr(path, follow_symlinks=False):
+                os.removexattr(path, attribute, follow_symlinks=False)
+
+
 SEQUENCES: dict[str, tuple[Fill, ...]] = {
     "files added and changed": (put(etc__hosts="1", etc__profile="1", root__bashrc="1"), put(etc__hosts="2")),
     "files and directories deleted": (
@@ -124,6 +131,8 @@ class Differences(StorageCases):
             else:
                 copy_tree(below, plain)
             scribble(plain, 200 * seed + n, steps=40)
+            if not layers.driver.keeps_attributes:
+                _strip(plain)
             out = io.BytesIO()
             write(changes=compare(lower=str(below) if below else None, upper=str(plain)), root=str(plain), out=out)
             layers.active("next", parent)
@@ -232,6 +241,8 @@ class Differences(StorageCases):
                     case _:
                         os.utime(path, ns=(1, 1))
 
+        if what == "attribute" and not layers.driver.keeps_attributes:
+            pytest.skip("the driver's files have no extended attributes on this host")
         layers.committed("base", fill=put(f="1", d__inner="1"))
         layers.active("child", "base", change)
         assert layers.snapshots.changes("child") == [Change(name, ChangeKind.MODIFIED) for name in (b"d", b"f")]

@@ -124,7 +124,9 @@ class Layers:
         def run() -> T:
             mount_all(mounts, str(place))
             try:
-                return function(place)
+                result = function(place)
+                self.snapshots.unmounting(key, str(place))
+                return result
             finally:
                 for mount in reversed(mounts):
                     unmount(str(place / mount.target) if mount.target else str(place))

@@ -16,7 +16,7 @@ import pytest
 from transom.contract.storage import State, StorageCapability
 from transom.errors import Conflict, NotFound, NotSupported
 from transom_conformance.storage.cases import StorageCases
-from transom_conformance.storage.layers import Layers, names_in, put
+from transom_conformance.storage.layers import Layers, Node, names_in, put, tree_of
 from transom_conformance.storage.scribbles import scribble
 from transom_conformance.suite import undeclared
 
@@ -70,7 +70,8 @@ class LifeCycle(StorageCases):
             scribble(top, 3)
             os.chown(top, 10, 20)
             top.chmod(0o1711)
-            os.setxattr(top, "trusted.root", b"inherited")
+            if layers.driver.keeps_attributes:
+                os.setxattr(top, "trusted.root", b"inherited")
 
         layers.committed("base", fill=fill)
         base = layers.tree("base")
@@ -240,6 +241,30 @@ class LifeCycle(StorageCases):
             layers.inside("child", lambda top, n=n: (top / str(n)).touch())  # type: ignore[misc]
         assert len(layers.inside("child", names_in)) == 11
         layers.snapshots.remove("child")
+
+    def test_a_layer_that_will_be_unmounted_stays_as_it_is(self, layers: Layers) -> None:
+        """15, 24: told twice, too; each name of a file of the parent shows what was written, or what is below."""
+
+        def fill(top: Path) -> None:
+            put(a="old", d__e="1")(top)
+            os.link(top / "a", top / "d" / "b")
+
+        def check(top: Path) -> dict[bytes, Node]:
+            (top / "a").write_text("new")
+            before = tree_of(top)
+            for _ in range(2):
+                layers.driver.unmounting(id=layers.snapshots.stat("child").id, place=str(top))
+                assert tree_of(top) == before
+            return before
+
+        layers.committed("base", fill=fill)
+        base = layers.tree("base")
+        layers.active("child", "base")
+        before, after = layers.inside("child", check), layers.tree("child")
+        assert after.keys() == before.keys() == base.keys()
+        assert after[b"a"].content == b"new"
+        assert after[b"d/b"].content in {before[b"d/b"].content, b"old"}
+        assert layers.tree("base") == base
 
     def test_usage_counts_what_was_written(self, layers: Layers) -> None:
         """16: within block rounding, without the parent where the driver shares it; hard links count once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -84,9 +85,17 @@ def _metadata(dice: random.Random, new: Path, old: Path | None) -> None:
     elif kind == 1:
         os.chown(path, dice.choice([0, 1000, 2**31]), dice.choice([0, 7]))
     elif kind == 2:
-        os.setxattr(path, "trusted.scribble", dice.randbytes(4))
+        _set_attribute(path, dice.randbytes(4))
     elif path.is_file():
         os.utime(path, ns=(0, dice.choice([-5_000_000_001, 1, 4_200_000_000_000_000_009])))
+
+
+def _set_attribute(path: Path, value: bytes) -> None:
+    try:
+        os.setxattr(path, "trusted.scribble", value)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:  # `Storage.keeps_attributes`: other cases judge
+            raise
 
 
 def _special(dice: random.Random, new: Path, _old: Path | None) -> None:

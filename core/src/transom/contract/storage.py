@@ -167,6 +167,13 @@ class Storage(Driver):
     max_depth: int = 128
     """How many ancestors a layer may have. Core refuses the next with `NotSupported` before any side effect."""
 
+    name_max: int = 255
+    """The most bytes that the name of a file may have; a longer one is refused with ENAMETOOLONG."""
+    reserved_prefix: str = ""
+    """Names that begin so are the file system's own, which refuses with EPERM to make them; none in general."""
+    keeps_attributes: bool = True
+    """Whether files keep extended attributes; where not, setting one is refused with ENOTSUP."""
+
     container_size: int | None = None
     """The most bytes a container's layer may hold that does not say so itself, by the driver's options; core gives it
     to `prepare` as `size`, for containers and not for layers of images."""
@@ -205,6 +212,18 @@ class Storage(Driver):
         directory), and may be called again at any time. The same active layer is never mounted twice at
         once; core sees to that.
         """
+
+    @operation()
+    def unmounting(self, id: str, place: str) -> None:
+        """Finish an active layer that is mounted at `place`, in the calling thread's mount namespace, and will not be.
+
+        For what the driver's file system knows only while mounted. A kill may come instead: without it the layer is
+        good, if not the best. The inherited body does nothing.
+
+        Raises:
+            DriverError: out of space, or the kernel refused; the layer is unmounted all the same.
+        """
+        return None
 
     @operation()
     def commit(self, id: str, parents: tuple[str, ...]) -> None:

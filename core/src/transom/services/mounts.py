@@ -141,7 +141,8 @@ def mount_all(mounts: Sequence[Mount], target: str) -> None:
 
 
 def _mount_one(item: Mount, target: str) -> None:
-    if item.remount:
+    # An option that is not `key=value` (aufs: ``br:PATH=rw:...``) has no place in fsconfig(2).
+    if item.remount or any(":" in option.partition("=")[0] for option in item.options):
         _mount_classic(item, target)
         return
     if item.type == "bind":

@@ -116,6 +116,14 @@ class Snapshots:
         """
         return self._claim(self.stat(key).id, key)
 
+    def unmounting(self, key: str, place: str) -> None:
+        """Tell the driver that a layer, mounted at `place`, will be unmounted."""
+        self._finish(self.stat(key), place)
+
+    def _finish(self, layer: Layer, place: str) -> None:
+        if layer.state is State.ACTIVE:
+            self.driver.unmounting(id=layer.id, place=place)
+
     def usage(self, key: str) -> Usage:
         """Measure what the layer itself takes on disk."""
         layer = self.stat(key)
@@ -308,7 +316,9 @@ class Snapshots:
             try:
                 for mounts, place in zip(sets, places, strict=False):
                     mount_all(mounts, place)
-                return function(places[0], places[1] if parents else None)
+                result = function(places[0], places[1] if parents else None)
+                self._finish(layer, places[0])
+                return result
             finally:  # the namespace would go too, but a moment after the thread
                 for place in places:
                     unmount(place)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from transom.contract.storage import State
 from transom.drivers import Drivers
 from transom.errors import DriverError
-from transom_storage_aufs import SHM, Aufs, plan
-from transom_storage_aufs.probe import PREFIX
+from transom.services.mounts import mount_all, privately, unmount
+from transom_storage_aufs import BASE, MOST, ORPHANS, PLINKS, SHM, Aufs, plan
+from transom_storage_aufs.plinks import clear, flush
+from transom_storage_aufs.probe import LINK, PREFIX
 
 
 def has_aufs():
@@ -19,9 +21,17 @@ def has_aufs():
         return any(line.split()[-1] == "aufs" for line in lines)
 
 
+def opened(place, *, found="attributes"):
+    """Open the driver, as on a kernel that was asked before what it can."""
+    if not has_aufs():
+        (place / "run").mkdir(parents=True, exist_ok=True)
+        (place / "run" / "found").write_text(found)
+    return Aufs(options=Aufs.Options(), root=place / "root", run=place / "run")
+
+
 @pytest.fixture
 def driver(tmp_path):
-    return Aufs(options=Aufs.Options(), root=tmp_path / "root", run=tmp_path / "run")
+    return opened(tmp_path)
 
 
 def prepare(driver, id, *parents):
@@ -46,9 +56,9 @@ def branches_of(mounts):
 
 
 def test_few_branches_are_one_mount():
-    (mount,) = plan(["/l/top", "/l/middle", "/l/base"], writable=True, options=("noplink", "xino=/x"))
+    (mount,) = plan(["/l/top", "/l/middle", "/l/base"], writable=True, options=("dio", "xino=/x"))
     assert (mount.type, mount.source, mount.readonly, mount.remount) == ("aufs", "none", False, False)
-    assert mount.options == ("br:/l/top=rw:/l/middle=ro+wh:/l/base=ro+wh", "noplink", "xino=/x")
+    assert mount.options == ("br:/l/top=rw:/l/middle=ro+wh:/l/base=ro+wh", "dio", "xino=/x")
 
 
 def test_in_a_mount_to_read_from_every_branch_is_read_only_and_its_whiteouts_count():
@@ -59,7 +69,7 @@ def test_in_a_mount_to_read_from_every_branch_is_read_only_and_its_whiteouts_cou
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     lengths=st.lists(st.integers(0, 60), min_size=1, max_size=127),
-    options=st.lists(st.sampled_from(["dio", "noplink", "xino=/dev/shm/x"]), max_size=3),
+    options=st.lists(st.sampled_from(["dio", "dirperm1", "xino=/dev/shm/x"]), max_size=3),
     writable=st.booleans(),
     page=st.sampled_from([256, 1024, 4096]),
 )
@@ -70,6 +80,7 @@ def test_however_many_all_branches_are_given_in_their_order_and_no_page_overflow
         (branch, "rw" if writable and n == 0 else "ro+wh") for n, branch in enumerate(branches)
     ]
     assert all(len(data_of(mount)) < page for mount in mounts)
+    assert all(len(branches_of([mount])) + sum(":" not in word for word in mount.options) <= MOST for mount in mounts)
     assert [mount.remount for mount in mounts] == [False, *[True] * (len(mounts) - 1)]
     assert {mount.readonly for mount in mounts} == {not writable}
 
@@ -96,7 +107,7 @@ def test_the_deepest_chain_needs_more_than_one_page(driver):
 
 def test_each_mount_makes_an_inode_table_of_its_own(driver):
     prepare(driver, "one")
-    tables = {driver.mounts(id="one", parents=(), state=State.COMMITTED)[0].options[3] for _ in range(10)}
+    tables = {driver.mounts(id="one", parents=(), state=State.COMMITTED)[0].options[2] for _ in range(10)}
     assert len(tables) == 10
     assert all(re.fullmatch(rf"xino={SHM}/\.transom-[0-9a-f]{{16}}\.xino", table) for table in tables)
 
@@ -116,7 +127,7 @@ def test_states_show_what_they_should(driver):
 
 @pytest.mark.parametrize("name", ["co:lon", "com,ma", "e=qual"])
 def test_a_root_that_aufs_could_not_read_is_given_by_a_link(tmp_path, name):
-    driver = Aufs(options=Aufs.Options(), root=tmp_path / name / "root", run=tmp_path / "run")
+    driver = Aufs(options=Aufs.Options(), root=tmp_path / name / "root", run=opened(tmp_path).run)
     prepare(driver, "base")
     for _ in range(2):
         (mount,) = driver.mounts(id="base", parents=(), state=State.ACTIVE)
@@ -137,20 +148,130 @@ def test_a_layer_begins_with_the_looks_of_its_parent(driver):
     assert (found.st_mode & 0o7777, found.st_uid, found.st_gid) == (0o1711, 7, 8)
 
 
+def test_what_aufs_would_make_in_a_branch_is_there_before_it_comes(driver):
+    prepare(driver, "base")
+    os.utime(driver.root / "base", ns=(1, 1_000_000_001))
+    prepare(driver, "child", "base")
+    child = driver.root / "child"
+    assert sorted(os.listdir(child)) == [BASE, ORPHANS, PLINKS]
+    assert (child / BASE).is_file()
+    assert child.stat().st_mtime_ns == 1_000_000_001
+
+
 def test_what_aufs_keeps_in_a_branch_for_itself_does_not_count(driver):
     prepare(driver, "base")
-    (driver.root / "base" / "file").write_bytes(b"x" * 10_000)
-    before = driver.usage(id="base", parents=())
-    for name in (".wh..wh.plnk", ".wh..wh.orph"):
-        (driver.root / "base" / name).mkdir()
-    (driver.root / "base" / ".wh..wh.aufs").touch()
-    assert driver.usage(id="base", parents=()) == before
-    assert before.inodes == 2
+    base = driver.root / "base"
+    assert driver.usage(id="base", parents=()).inodes == 1
+    (base / "file").write_bytes(b"x" * 10_000)
+    os.link(base / "file", base / PLINKS / "12.34")
+    os.link(base / BASE, base / ".wh.gone")
+    found = driver.usage(id="base", parents=())
+    assert found.inodes == 2
+    assert 10_000 <= found.size - 512 * base.lstat().st_blocks < 20_000
 
 
-def test_without_aufs_the_probe_says_so_and_leaves_nothing(driver, tmp_path):
+def test_every_name_of_a_pseudo_linked_file_is_touched_and_nothing_else(driver, tmp_path):
+    prepare(driver, "layer")
+    place = tmp_path / "mounted"
+    (place / "a" / "b").mkdir(parents=True)
+    (place / "one").write_text("1")
+    (place / "one").chmod(0o4755)
+    os.utime(place / "one", ns=(5, 7))
+    os.link(place / "one", place / "a" / "b" / "two")
+    (place / "other").touch()
+    os.mkfifo(place / "fifo")
+    found = (place / "one").stat()
+    (driver.root / "layer" / PLINKS / f"{found.st_ino}.77").touch()
+    before = {name: (place / name).stat().st_ctime_ns for name in ("one", "other", "fifo")}
+    driver.unmounting(id="layer", place=str(place))
+    after = {name: (place / name).stat().st_ctime_ns for name in before}
+    assert [name for name in before if before[name] != after[name]] == ["one"]
+    now = (place / "one").stat()
+    assert (now.st_mode, now.st_atime_ns, now.st_mtime_ns) == (found.st_mode, 5, 7)
+
+
+def test_a_commit_removes_the_pseudo_links_that_a_kill_left(driver):
+    prepare(driver, "layer")
+    left = driver.root / "layer" / PLINKS / "12.34"
+    left.touch()
+    driver.commit(id="layer", parents=())
+    assert not left.exists()
+    clear(f"{driver.root}/absent")
+    flush(f"{driver.root}/absent", "/")
+
+
+def test_what_this_kernel_can_is_given_to_each_mount(tmp_path):
+    if has_aufs():
+        pytest.skip("this kernel has aufs: it says itself what it can")
+    full, bare = opened(tmp_path / "full", found="acl attributes dirperm1"), opened(tmp_path / "bare", found="")
+    for driver in (full, bare):
+        prepare(driver, "base")
+    options = {n: d.mounts(id="base", parents=(), state=State.ACTIVE)[0].options for n, d in enumerate((full, bare))}
+    assert options[0][3:] == ("dirperm1", "acl")
+    assert options[1][3:] == ()
+    assert full.keeps_attributes
+    assert not bare.keeps_attributes
+    assert full.status()["Dirperm1 Supported"] == "true"
+    assert bare.status()["Extended Attributes"] == "false"
+
+
+def needs_aufs():
+    if not has_aufs():
+        pytest.skip("no aufs in this kernel")
+
+
+def inside(driver, id, parents, function):
+    """Call `function` with the layer mounted, writable, and the place."""
+    place = driver.root.parent / "mounted"
+    place.mkdir(exist_ok=True)
+
+    def run():
+        mount_all(driver.mounts(id=id, parents=parents, state=State.ACTIVE), str(place))
+        try:
+            result = function(place)
+            driver.unmounting(id=id, place=str(place))
+            return result
+        finally:
+            unmount(str(place))
+
+    return privately(run)
+
+
+def test_names_of_one_file_are_one_file_also_after_it_was_written(driver):
+    needs_aufs()
+    prepare(driver, "base")
+
+    def fill(top):
+        (top / "d").mkdir()
+        (top / "a").write_text("old")
+        (top / "a").chmod(0o4755)
+        os.link(top / "a", top / "d" / "b")
+
+    inside(driver, "base", (), fill)
+    prepare(driver, "child", "base")
+    inside(driver, "child", ("base",), lambda top: (top / "a").write_text("new"))
+    assert os.listdir(driver.root / "child" / PLINKS) == []
+
+    def check(top):
+        assert (top / "d" / "b").read_text() == "new"
+        assert os.path.samefile(top / "a", top / "d" / "b")
+        assert (top / "d" / "b").stat().st_nlink == 2
+
+    inside(driver, "child", ("base",), check)
+
+
+def test_a_mount_leaves_a_new_branch_as_it_was_made(driver):
+    needs_aufs()
+    prepare(driver, "base")
+    before = (driver.root / "base").stat().st_mtime_ns
+    inside(driver, "base", (), lambda top: os.listdir(top))
+    assert (driver.root / "base").stat().st_mtime_ns == before
+
+
+def test_without_aufs_the_probe_says_so_and_leaves_nothing(tmp_path):
     if has_aufs():
         pytest.skip("this kernel has aufs: nothing is missing")
+    driver = Aufs(options=Aufs.Options(), root=tmp_path / "root", run=tmp_path / "run")
     probe = driver.probe()
     assert not probe.usable
     assert probe.reason == (
@@ -159,12 +280,19 @@ def test_without_aufs_the_probe_says_so_and_leaves_nothing(driver, tmp_path):
     )
     assert os.listdir(tmp_path) == []
     assert [name for name in os.listdir(SHM) if name.startswith("transom-aufs-probe")] == []
+    assert driver.status()["Dirperm1 Supported"] == "false"
+    with pytest.raises(DriverError, match="storage aufs: mounts base failed: No such device"):
+        driver.mounts(id="base", parents=(), state=State.ACTIVE)
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_a_killed_probe_left_is_removed(driver):
     driver.root.mkdir()
     (driver.root / f"{PREFIX}99999999" / "upper").mkdir(parents=True)
-    assert driver.recover() == [f"storage aufs: removed {PREFIX}99999999, left by a killed probe"]
+    os.symlink("/nowhere", f"{SHM}/{LINK}99999999")
+    assert driver.recover() == [
+        f"storage aufs: removed {name}99999999, left by a killed probe" for name in (PREFIX, LINK)
+    ]
     assert driver.recover() == []
 
 
@@ -178,7 +306,10 @@ def test_what_fails_is_told_in_words(driver):
 
 def test_its_options_are_checked(tmp_path):
     drivers = Drivers(state=tmp_path / "s", run=tmp_path / "r")
-    driver = drivers.storage("aufs", {"aufs.mountopt": "udba=notify,warn_perm"}, where="--storage-opt")
+    driver = drivers.storage("aufs", {"aufs.mountopt": "udba=reval,warn_perm"}, where="--storage-opt")
+    if not has_aufs():
+        driver.run.mkdir(parents=True)
+        (driver.run / "found").write_text("")
     prepare(driver, "base")
     (mount,) = driver.mounts(id="base", parents=(), state=State.ACTIVE)
-    assert mount.options[-2:] == ("udba=notify", "warn_perm")
+    assert mount.options[-2:] == ("udba=reval", "warn_perm")

@@ -1,8 +1,9 @@
-"""The storage driver on aufs (aufs(5), Documentation/filesystems/aufs of the aufs kernel trees)."""
+"""The storage driver on aufs (aufs(5); what that leaves open is as fs/aufs of the aufs kernel trees has it)."""
 
 from __future__ import annotations
 
 import os
+import stat
 from functools import cached_property
 from typing import ClassVar
 
@@ -12,9 +13,16 @@ from transom.contract import Probe
 from transom.contract.storage import IdMap, Mount, State, Storage, StorageCapability, Usage
 from transom.errors import DriverError
 
-INTERNAL = ".wh..wh."
-"""What aufs keeps in a branch for itself begins so: .wh..wh.aufs, .wh..wh.plnk, .wh..wh.orph."""
 SHM = "/dev/shm"  # every process's own random names in it
+BASE, PLINKS, ORPHANS = ".wh..wh.aufs", ".wh..wh.plnk", ".wh..wh.orph"
+"""What aufs keeps at the top of a writable branch: the file that whiteouts are links to, pseudo-links, and directories
+that were removed while in use (whout.c, `au_wh_init`)."""
+MOST = 64
+"""As many branches and options are given in one call. aufs has room for 84: 48 bytes each, in one page (opts.h,
+`struct au_opt`), and refuses more with E2BIG."""
+OPTIONAL = ("dirperm1", "acl")
+"""Mount options that not every kernel takes. ``dirperm1``: a directory's mode in a lower branch does not count.
+``acl``: POSIX ACLs can be set, which aufs refuses by default even where the branches keep them."""
 _SEPARATORS = frozenset(":,=")
 """aufs splits its options at these and knows no way to escape them."""
 
@@ -35,6 +43,9 @@ class Aufs(Storage):
     capabilities = frozenset({StorageCapability.SHARED_PARENT})
     max_depth = 126
     """aufs takes 127 branches as it is usually configured (AUFS_BRANCH_MAX_127), one being the layer's own."""
+    name_max = 242
+    """Beside its whiteout, aufs makes room for a temporary name with thirteen bytes more (AUFS_MAX_NAMELEN)."""
+    reserved_prefix = ".wh."
 
     def probe(self) -> Probe:
         """Mount a real aufs on the file system that will hold `root`, in a namespace of its own, and use it."""
@@ -50,6 +61,7 @@ class Aufs(Storage):
         try:
             os.makedirs(self.root, mode=0o711, exist_ok=True)
             os.mkdir(layer, 0o755)
+            furnish(layer)
             if parents:
                 copy_attributes(self._branch(parents[0]), layer)
             else:
@@ -61,11 +73,29 @@ class Aufs(Storage):
         """An aufs of as many branches as fit into a page, and remounts that append the others."""
         shown = parents if state is State.VIEW else (id, *parents)
         try:
-            base = self._base()
+            base, options = self._base(), self._mount_options()
         except OSError as error:
             raise self._failed("mounts", id, error) from error
-        branches = [f"{base}/{branch}" for branch in shown]
-        return plan(branches, writable=state is State.ACTIVE, options=self._mount_options())
+        return plan([f"{base}/{branch}" for branch in shown], writable=state is State.ACTIVE, options=options)
+
+    def unmounting(self, id: str, place: str) -> None:
+        """Make the names of one file that aufs holds together only while mounted one file in the branch."""
+        from transom_storage_aufs.plinks import flush
+
+        try:
+            flush(self._branch(id), place)
+        except OSError as error:
+            raise self._failed("unmounting", id, error) from error
+
+    def commit(self, id: str, parents: tuple[str, ...]) -> None:
+        """Remove the pseudo-links that a kill left, and sync."""
+        from transom_storage_aufs.plinks import clear
+
+        try:
+            clear(self._branch(id))
+        except OSError as error:
+            raise self._failed("commit", id, error) from error
+        super().commit(id=id, parents=parents)
 
     def remove(self, id: str) -> None:
         """Remove the branch, whose own directory goes last: until then `owned` reports it."""
@@ -83,17 +113,13 @@ class Aufs(Storage):
         return layer_directories(self.root)
 
     def usage(self, id: str, parents: tuple[str, ...]) -> Usage:
-        """Measure the branch, without what aufs keeps there for itself."""
+        """Measure the branch, without what aufs keeps at its top for itself; whiteouts count with what they link to."""
         from transom.services.trees import measure_tree
 
         layer = self._branch(id)
         whole = measure_tree(layer)
-        try:
-            own = [measure_file(f"{layer}/{name}") for name in os.listdir(layer) if name.startswith(INTERNAL)]
-        except FileNotFoundError:
-            return whole
-        size = whole.size - sum(usage.size for usage in own)
-        return Usage(size=max(size, 0), inodes=max(whole.inodes - sum(usage.inodes for usage in own), 0))
+        own = [os.lstat(path) for name in (BASE, PLINKS, ORPHANS) if os.path.lexists(path := f"{layer}/{name}")]
+        return Usage(size=whole.size - 512 * sum(found.st_blocks for found in own), inodes=whole.inodes - len(own))
 
     def recover(self) -> list[str]:
         """Remove what killed probes left; layers are core's to judge."""
@@ -103,13 +129,11 @@ class Aufs(Storage):
 
     def status(self) -> dict[str, str]:
         """What ``docker info`` shows for this driver."""
-        from transom_storage_aufs.probe import has_dirperm1
-
-        supported = os.path.isdir(self.root) and has_dirperm1(os.fspath(self.root))
         return {
             "Root Dir": os.fspath(self.root),
             "Dirs": str(len(self.owned())),
-            "Dirperm1 Supported": str(supported).lower(),
+            "Dirperm1 Supported": str(self._can("dirperm1")).lower(),
+            "Extended Attributes": str(self.keeps_attributes).lower(),
             "Maximum Depth": str(self.max_depth),
         }
 
@@ -134,33 +158,39 @@ class Aufs(Storage):
     def _mount_options(self) -> tuple[str, ...]:
         """Say what each mount has besides branches.
 
-        ``noplink``: a file of a parent that gets another name is copied up first, and so is one file with two names
-        in the layer's own directory. With pseudo-links it would not be before `auplink flush`, which would have to be
-        run each time before aufs is unmounted, also after a crash. ``dio``: O_DIRECT works as on the branch.
         ``xino``: the table of inode numbers, unlinked as soon as it is made; two mounts must not make the same.
+        ``dio``: O_DIRECT works as on the branch.
         """
         place = SHM if os.path.isdir(SHM) else self._base()
-        fixed = ("dio", "noplink", f"xino={place}/.transom-{os.urandom(8).hex()}.xino")
-        return (*fixed, *(("dirperm1",) if self._dirperm1 else ()), *self.options.mountopt)
+        fixed = ("dio", f"xino={place}/.transom-{os.urandom(8).hex()}.xino")
+        return (*fixed, *(word for word in OPTIONAL if word in self._found), *self.options.mountopt)
+
+    @property
+    def keeps_attributes(self) -> bool:  # type: ignore[override]  # asks the kernel when first needed
+        """Whether the kernel's aufs has extended attributes (CONFIG_AUFS_XATTR); else it shows and takes none."""
+        return self._can("attributes")
+
+    def _can(self, ability: str) -> bool:
+        try:
+            return ability in self._found
+        except OSError:
+            return False
 
     @cached_property
-    def _dirperm1(self) -> bool:
-        """Whether the kernel can leave the permissions of a directory in the lower branches out of account.
-
-        Asked once after each boot: it takes a mount.
-        """
-        answer = f"{self.run}/dirperm1"
+    def _found(self) -> frozenset[str]:
+        """What this kernel and file system can, of what not all can. Asked once after each boot: it takes mounts."""
+        answer = f"{self.run}/found"
         try:
             with open(answer, encoding="ascii") as file:
-                return file.read() == "yes"
+                return frozenset(file.read().split())
         except FileNotFoundError:
             pass
         from transom.services.files import write_atomic
-        from transom_storage_aufs.probe import has_dirperm1
+        from transom_storage_aufs.probe import abilities
 
-        found = has_dirperm1(os.fspath(self.root))
+        found = abilities(os.fspath(self.root))
         os.makedirs(self.run, mode=0o711, exist_ok=True)
-        write_atomic(answer, b"yes" if found else b"no", durable=False)
+        write_atomic(answer, " ".join(sorted(found)).encode(), durable=False)
         return found
 
     def _failed(self, operation: str, id: str, error: OSError) -> DriverError:
@@ -171,6 +201,13 @@ class Aufs(Storage):
         return DriverError(operation, driver="storage aufs", subject=id, cause=error, hint=hint)
 
 
+def furnish(branch: str) -> None:
+    """Make what aufs would make in a new branch: its own doing so changes the time of the layer's root directory."""
+    os.mknod(f"{branch}/{BASE}", stat.S_IFREG | 0o444)
+    for name in (PLINKS, ORPHANS):
+        os.mkdir(f"{branch}/{name}", 0o700)
+
+
 def plan(branches: list[str], *, writable: bool, options: tuple[str, ...], page: int = 0) -> tuple[Mount, ...]:
     """Divide a mount over many branches: the data of mount(2) is one page, and is cut off there without a word.
 
@@ -179,34 +216,25 @@ def plan(branches: list[str], *, writable: bool, options: tuple[str, ...], page:
         page: how many bytes the data may take, its final NUL included; by default what a page of this host takes.
     """
     page = page or os.sysconf("SC_PAGE_SIZE")
-    text = f"br:{branches[0]}={'rw' if writable else 'ro+wh'}"
-    room = page - 1 - len(os.fsencode(",".join(("", *options))))
-    rest = 1
     # A lower branch's whiteouts count only with +wh.
-    while rest < len(branches) and len(os.fsencode(more := f"{text}:{branches[rest]}=ro+wh")) <= room:
-        text, rest = more, rest + 1
-    first = Mount(type="aufs", source="none", options=(text, *options), readonly=not writable)
-    return (first, *_appended(branches[rest:], page - 1, writable=writable))
+    words = [f"{branch}={'rw' if writable and not n else 'ro+wh'}" for n, branch in enumerate(branches)]
+    room = page - 1 - len(os.fsencode(",".join(("", *options))))
+    first = _fitting(words, "br:", ":", room, MOST - len(options))
+    mounts = [Mount(type="aufs", source="none", options=("br:" + ":".join(first), *options), readonly=not writable)]
+    rest = [f"append:{word}" for word in words[len(first) :]]
+    while rest:
+        some = _fitting(rest, "", ",", page - 1, MOST)
+        mounts.append(Mount(type="aufs", source="none", options=tuple(some), readonly=not writable, remount=True))
+        rest = rest[len(some) :]
+    return tuple(mounts)
 
 
-def _appended(branches: list[str], room: int, *, writable: bool) -> list[Mount]:
-    remounts: list[Mount] = []
-    pending: list[str] = []
-    for word in (f"append:{branch}=ro+wh" for branch in branches):
-        if pending and len(os.fsencode(",".join((*pending, word)))) > room:
-            remounts.append(_remount(pending, writable=writable))
-            pending = []
-        pending.append(word)
-    return [*remounts, _remount(pending, writable=writable)] if pending else remounts
-
-
-def _remount(words: list[str], *, writable: bool) -> Mount:
-    return Mount(type="aufs", source="none", options=tuple(words), readonly=not writable, remount=True)
-
-
-def measure_file(path: str) -> Usage:
-    """Measure what `measure_tree` counted for one of aufs's own names; a base of whiteouts counts with these."""
-    from transom.services.trees import measure_tree
-
-    found = os.lstat(path)
-    return measure_tree(path) if os.path.isdir(path) else Usage(size=found.st_blocks * 512, inodes=1)
+def _fitting(words: list[str], before: str, between: str, room: int, most: int) -> list[str]:
+    """Return as many of the first words as fit into `room` bytes, at least one."""
+    taken, size = 1, len(os.fsencode(before + words[0]))
+    while taken < min(len(words), most):
+        size += len(os.fsencode(between + words[taken]))
+        if size > room:
+            break
+        taken += 1
+    return words[:taken]

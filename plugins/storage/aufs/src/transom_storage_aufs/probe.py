@@ -9,13 +9,15 @@ from threading import get_native_id
 from typing import TypeVar
 
 from transom.contract import Probe
-from transom.contract.storage import Mount
 from transom.services.mounts import mount_all, privately, unmount
 from transom.services.trees import remove_tree
+from transom_storage_aufs import OPTIONAL, SHM, plan
 
 T = TypeVar("T")
 
-PREFIX = ".aufs-probe-"
+PREFIX, LINK = ".aufs-probe-", "transom-aufs-probe-"
+_ACL = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff10000600ffffffff20000400ffffffff")
+"""u::rw,u:1000:r,g::r,m::rw,o::r (linux/posix_acl_xattr.h): more than a mode can say."""
 
 
 def probe(root: str) -> Probe:
@@ -29,35 +31,53 @@ def probe(root: str) -> Probe:
     return Probe(usable=not fault, reason=fault)
 
 
-def has_dirperm1(root: str) -> bool:
-    """Say whether a mount with dirperm1 works; not where there is no aufs."""
+def abilities(root: str) -> frozenset[str]:
+    """Say what works of what not every kernel and file system can, or raise OSError: ENODEV where there is no aufs.
 
-    def attempt(scratch: str) -> bool:
-        return _mounts(scratch, "dirperm1")
+    Mount options: those of `OPTIONAL`. ``attributes``: extended attributes can be set through the mount.
+    """
 
+    def attempt(scratch: str) -> frozenset[str]:
+        found = {option for option in OPTIONAL if _mounts(scratch, option)}
+        if not _keeps(f"{scratch}/upper", "system.posix_acl_access", _ACL):
+            found.discard("acl")
+        _mount(scratch)
+        if _keeps(f"{scratch}/merged", "trusted.transom", b"1"):
+            found.add("attributes")
+        unmount(f"{scratch}/merged")
+        return frozenset(found)
+
+    return _in_scratch(_existing(root), attempt)
+
+
+def _keeps(directory: str, name: str, value: bytes) -> bool:
+    path = f"{directory}/attributes"
     try:
-        return _in_scratch(_existing(root), attempt)
-    except OSError:
+        os.mknod(path)
+        os.setxattr(path, name, value)
+        return os.getxattr(path, name) == value
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
         return False
+    finally:
+        os.unlink(path)
 
 
 def sweep(place: str) -> list[str]:
     """Remove what killed probes left; say which."""
     left: list[str] = []
-    if not os.path.isdir(place):
-        return left
-    for name in os.listdir(place):
-        if name.startswith(PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(PREFIX)}"):
-            remove_tree(os.path.join(place, name))
-            left.append(name)
+    for directory, prefix in ((place, PREFIX), (SHM, LINK)):
+        for name in os.listdir(directory) if os.path.isdir(directory) else ():
+            if name.startswith(prefix) and not os.path.exists(f"/proc/{name.removeprefix(prefix)}"):
+                remove_tree(os.path.join(directory, name))
+                left.append(name)
     return left
 
 
 def _in_scratch(place: str, function: Callable[[str], T]) -> T:
-    from transom_storage_aufs import SHM
-
     # A path that aufs can read, whatever the place is called.
-    link = f"{SHM}/transom-aufs-probe-{get_native_id()}"
+    link = f"{SHM}/{LINK}{get_native_id()}"
     scratch = os.path.join(place, f"{PREFIX}{get_native_id()}")
     try:
         for path in ("", "upper", "lower", "merged"):
@@ -83,11 +103,9 @@ def _mounts(scratch: str, *options: str) -> bool:
 
 
 def _mount(scratch: str, *options: str) -> None:
-    from transom_storage_aufs import SHM
-
-    branches = f"br:{scratch}/upper=rw:{scratch}/lower=ro+wh"
     xino = f"xino={SHM}/.transom-{os.urandom(8).hex()}.xino"
-    mount_all([Mount(type="aufs", source="none", options=(branches, "noplink", xino, *options))], f"{scratch}/merged")
+    branches = [f"{scratch}/upper", f"{scratch}/lower"]
+    mount_all(plan(branches, writable=True, options=("dio", xino, *options)), f"{scratch}/merged")
 
 
 def _try(scratch: str) -> str:
@@ -108,7 +126,10 @@ def _explain(error: OSError, place: str) -> str:
         )
     if error.errno in {errno.EPERM, errno.EACCES}:
         return "aufs mounts need CAP_SYS_ADMIN: run as root"
-    return f"a trial mount at {place} failed: {error.strerror}; put the root on ext4, xfs or tmpfs"
+    return (
+        f"a trial mount at {place} failed: {error.strerror}; put the root on ext4, xfs or tmpfs, and see what aufs says"
+        " in the kernel's log (dmesg)"
+    )
 
 
 def _existing(path: str) -> str:
