@@ -18,8 +18,8 @@ from transom.errors import ConfigError, Conflict, DriverError, NotFound, Transom
 from transom.services.files import Lock
 from transom_engine import logplan, wire
 from transom_engine.flags import NAME
-from transom_engine.model import Config, Container, EndpointSettings, HostConfig, LogStatus
-from transom_engine.supervisor import launch, now, remove_runtime_state
+from transom_engine.model import Config, Container, EndpointSettings, HostConfig, LogStatus, now
+from transom_engine.supervisor import launch, remove_runtime_state
 
 if TYPE_CHECKING:
     from transom.services.snapshots import Snapshots

@@ -10,12 +10,11 @@ import msgspec
 
 from transom.errors import ConfigError
 from transom_engine import logplan
-from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings
+from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings, now
 from transom_engine.networks.checking import check_networks, shares_host
 from transom_engine.networks.model import DEFAULT
 from transom_engine.resources import check as check_limits
 from transom_engine.resources import usual_swap
-from transom_engine.supervisor import now
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine

@@ -7,6 +7,8 @@ pass them on: the source of names, meanings and units is the Engine API's Contai
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
@@ -281,3 +283,9 @@ class Container(Pascal):
     """Stopped by a command: ``unless-stopped`` then does not bring it back."""
     shim_pid: int = 0
     """The supervisor's pid on the host while the container runs."""
+
+
+def now() -> str:
+    """Return the time as Docker writes it: RFC 3339 with nanoseconds, UTC."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"

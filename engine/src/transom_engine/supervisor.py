@@ -10,14 +10,11 @@ container has ended and everything of the run is cleared away; with a restart po
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
 import socket
-import struct
 import sys
-import termios
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from transom.contract.limits import LimitEvent, LimitsCapability, Watch
-from transom.contract.logging import LogCapability, Stream, Writer
+from transom.contract.logging import Stream
 from transom.errors import DriverError, TransomError
 from transom.services.files import Lock, write_atomic
 from transom.services.mounts import (
@@ -40,13 +37,14 @@ from transom.services.mounts import (
     unmount,
     unshare,
 )
-from transom_engine import logplan, wire
+from transom_engine import wire
 from transom_engine.engine import Engine
 from transom_engine.launching import Launch
-from transom_engine.logs import Feed
-from transom_engine.model import Container, LogStatus
+from transom_engine.model import Container, now
+from transom_engine.processes import Client, Process, host_pid
+from transom_engine.recording import Recording
 from transom_engine.restart import Backoff, should_restart
-from transom_engine.streams import Splitter, pipe, read
+from transom_engine.streams import pipe, read
 
 if TYPE_CHECKING:
     from transom_engine.resolver import Resolver
@@ -55,15 +53,6 @@ if TYPE_CHECKING:
 _CLONE_NEWPID = 0x20000000
 _CLIENT_LIMIT = 1 << 20
 """How many bytes may wait for a command that reads slowly before the container has to."""
-_SINK_PATIENCE, _FILE_PATIENCE = 1.0, 20.0
-"""Seconds that a log driver may make no progress at the end of a run: one whose sink is elsewhere, and one of files."""
-_LAST_CHANCE = 30.0
-"""Seconds for which a sink that moves may go on taking the lines of a container that is removed when it ends."""
-_TELL_PAUSE = 1.0
-_FULL_PAUSE = 0.5
-"""Seconds between two looks at a full queue; its thread says when there is room, but not that it is stuck."""
-_DRAIN = 2.0
-"""Seconds to wait for the end of a dead process's output, which a stranger may hold open."""
 
 _inherited: list[object] = []
 
@@ -144,64 +133,6 @@ def _detach_descriptors(keep: set[int], log: str) -> None:
         os.close(fd)
 
 
-class Client:
-    """A connection from a command, with what waits to be sent to it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket, self.frames, self.out = sock, wire.Frames(), bytearray()
-        self.process: Process | None = None
-        self.stdin = False
-        sock.setblocking(False)
-
-    def send(self, kind: int, payload: bytes | msgspec.Struct = b"") -> None:
-        """Queue a frame."""
-        self.out += wire.frame(kind, payload)
-
-
-class Process:
-    """The container's first process, or one executed in it later: its streams and who is attached to them."""
-
-    def __init__(self, *, tty: bool) -> None:
-        self.tty = tty
-        self.exec_id = ""
-        self.pid = 0
-        self.code: int | None = None
-        self.outputs: dict[int, Stream] = {}
-        self.stdin = -1
-        self.stdin_waiting = bytearray()
-        self.stdin_ended = False
-        self.clients: list[Client] = []
-        self.drain_until = 0.0
-
-    def successor(self, *, tty: bool) -> Process:
-        """Make the process of the next run; who is attached to this one stays attached."""
-        process = Process(tty=tty)
-        process.clients = self.clients
-        for client in self.clients:
-            client.process = process
-        return process
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended and its output has been read to the end, or long enough."""
-        return self.code is not None and (not self.outputs or time.monotonic() > self.drain_until)
-
-    def ended(self, code: int) -> None:
-        """Note the exit code; output is read on for a little while."""
-        self.code, self.drain_until = code, time.monotonic() + _DRAIN
-
-    def close(self) -> None:
-        """Close every descriptor."""
-        for fd in {*self.outputs, self.stdin} - {-1}:
-            os.close(fd)
-        self.outputs, self.stdin = {}, -1
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Tell the terminal its size (TIOCSWINSZ, ioctl_tty(2))."""
-        for fd in self.outputs if self.tty else ():
-            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
 class Supervisor:
     """See the module's text."""
 
@@ -215,13 +146,8 @@ class Supervisor:
         self.main_process = Process(tty=False)
         self.executed: dict[int, Process] = {}
         self.reaped: dict[int, int] = {}
-        self.feeds: list[Feed] = []
-        self.plans: dict[str, logplan.LogPlan] = {}
-        self.log_status: list[LogStatus] = []
-        self.told: dict[str, int] = {}
+        self.recording = Recording(engine, id, nudge=self._nudge)
         self.refusal = ""
-        self.tell_at = 0.0
-        self.splitters: dict[Stream, Splitter] = {}
         self.undo: list[Callable[[], object]] = []
         self.join: Sequence[str] = ()
         self.watch: Watch | None = None
@@ -311,7 +237,8 @@ class Supervisor:
                 proc=f"/proc/{os.getpid()}/fd/{self.host_proc}",
                 terminal=(self.attach.rows, self.attach.columns) if self.attach else (0, 0),
             )  # fmt: skip
-            self._open_logs(container)
+            self.undo.append(self.recording.close)
+            self.recording.open(container)
             self._go(container, launch)
             adopt()
         except BaseException:
@@ -415,101 +342,12 @@ class Supervisor:
             except OSError as error:
                 raise DriverError("writing", driver="resolver", subject="resolv.conf", cause=error) from error
 
-    def _open_logs(self, container: Container) -> None:
-        plans = logplan.plans(self.engine, container)
-        linger = _LAST_CHANCE if container.host_config.auto_remove else _SINK_PATIENCE
-        self.splitters = {stream: Splitter(stream) for stream in Stream}
-        self.told, self.tell_at = {}, 0.0
-        self.undo.append(self._close_logs)
-        for plan in plans:
-            remote = LogCapability.REMOTE in plan.driver.capabilities
-            feed = Feed(
-                plan.open(), name=plan.name, delivery=plan.delivery, alone=len(plans) == 1,
-                patience=_SINK_PATIENCE if remote else _FILE_PATIENCE, linger=linger, wake=self._nudge,
-                complain=partial(self._complain, plan.name),
-            )  # fmt: skip
-            self.feeds.append(feed)
-        self.plans = {plan.name: plan for plan in plans}
-
     def _nudge(self) -> None:
-        """Have the main loop look around: called by the feeds' threads."""
+        """Have the main loop look around; other threads call it."""
         try:
             os.write(self.wake_end, b"\0")
         except BlockingIOError:
             pass  # it has been nudged enough
-
-    def _complain(self, name: str, text: str) -> None:
-        print(f"log driver {name}: {text}", file=sys.stderr, flush=True)
-
-    def _close_logs(self) -> None:
-        for feed in self.feeds:
-            feed.begin_close()
-        for feed in self.feeds:
-            feed.close()
-        self._tell_losses()
-        self.log_status = [feed.status() for feed in self.feeds]
-        self.feeds = []
-
-    def _tell_losses(self) -> None:
-        """Note, at most once a second while it runs, how many lines each log driver has lost since the last time."""
-        for feed in self.feeds:
-            count = feed.lost - self.told.get(feed.name, 0)
-            if count:
-                self.told[feed.name] = feed.lost
-                container = self.engine.state.container(self.id)
-                self._event("log_dropped", container, driver=feed.name, count=str(count), total=str(feed.lost))
-        self.tell_at = time.monotonic() + _TELL_PAUSE
-
-    def _order_logs(self, client: Client, request: wire.Request) -> None:
-        """Have every log driver do something, and answer when all have; none of them is waited for here."""
-        work: dict[str, Callable[[Callable[[str], object]], None]] = {}
-        if request.do == "reopen":
-            work = self._reopened()
-        for feed in self.feeds if request.do != "reopen" else ():
-            able = LogCapability.ROTATE in self.plans[feed.name].driver.capabilities
-            if request.do == "rotate" and able:
-                work[feed.name] = partial(feed.order, lambda writer: writer.rotate())
-            elif request.do == "flush":
-                work[feed.name] = partial(feed.order, partial(_flush_writer, timeout=request.timeout))
-        if not work and request.do == "rotate":
-            names = ", ".join(feed.name for feed in self.feeds)
-            raise TransomError(f"log driver {names} does not support rotate")
-        left, errors = set(work), list[str]()
-
-        def answered(name: str, error: str) -> None:
-            left.discard(name)
-            errors.extend([f"log driver {name}: {error}"] if error else [])
-            if not left:
-                client.send(wire.REPLY, wire.Reply(error="; ".join(errors), code=1 if errors else 0))
-                self._flush(client)
-
-        for name, start in work.items():
-            start(partial(answered, name))
-        if not work:
-            client.send(wire.REPLY, wire.Reply())
-
-    def _reopened(self) -> dict[str, Callable[[Callable[[str], object]], None]]:
-        """Take the options that are on record now; return what is to be done for the drivers whose own have changed."""
-        work: dict[str, Callable[[Callable[[str], object]], None]] = {}
-        plans = {plan.name: plan for plan in logplan.plans(self.engine, self.engine.state.container(self.id))}
-        for feed in self.feeds:
-            new = plans.get(feed.name)
-            if new is None:
-                continue  # the cache goes with the next start
-            feed.delivery = new.delivery
-            if new.options != self.plans[feed.name].options:
-                work[feed.name] = partial(self._reopen, feed, new)
-            else:
-                self.plans[feed.name] = new
-        return work
-
-    def _reopen(self, feed: Feed, new: logplan.LogPlan, answer: Callable[[str], object]) -> None:
-        def answered(error: str) -> None:
-            if not error:  # else the old options are in force
-                self.plans[feed.name] = new
-            answer(error)
-
-        feed.reopen(new.open, self.plans[feed.name].open, answered)
 
     # The runtime
 
@@ -661,7 +499,7 @@ class Supervisor:
 
     def _register(self, process: Process, on: Callable[[int, int, Callable[[int], None]], None]) -> None:
         full = any(len(c.out) > _CLIENT_LIMIT for c in process.clients)
-        full = full or (process is self.main_process and any(feed.full for feed in self.feeds))
+        full = full or (process is self.main_process and self.recording.full)
         for fd in () if full else tuple(process.outputs):
             on(fd, select.POLLIN, lambda _e, p=process, f=fd: self._on_output(p, f))  # type: ignore[misc]
         if process.stdin >= 0 and process.stdin_waiting:
@@ -672,21 +510,19 @@ class Supervisor:
         return client.process is not None and len(client.process.stdin_waiting) > _CLIENT_LIMIT
 
     def _timeout(self) -> int:
-        """Return milliseconds until something is due; a full queue is looked at again soon."""
+        """Return milliseconds until something is due."""
         times = [t for t in (self.kill_at, self.restart_at) if t]
         times += [p.drain_until for p in self._processes() if p.code is not None]
-        if any(feed.full for feed in self.feeds):
-            times.append(time.monotonic() + _FULL_PAUSE)
-        if any(feed.lost != self.told.get(feed.name, 0) for feed in self.feeds):
-            times.append(self.tell_at)
+        times += self.recording.due()
         return max(0, int((min(times) - time.monotonic()) * 1000) + 1) if times else -1
 
     def _on_time(self) -> None:
         if self.kill_at and time.monotonic() >= self.kill_at:
             self.kill_at = 0.0
             self._signal(signal.SIGKILL)
-        if self.feeds and time.monotonic() >= self.tell_at:
-            self._tell_losses()
+        refusal = self.recording.news()
+        if refusal and not self.refusal:
+            self._stop_for(refusal)
 
     def _on_wake(self, _events: int) -> None:
         try:
@@ -694,11 +530,6 @@ class Supervisor:
         except BlockingIOError:
             pass
         self._reap()
-        for feed in self.feeds:
-            while feed.answers:
-                feed.answers.pop(0)()
-            if feed.failure and feed.delivery.on_error == "stop" and not self.refusal:
-                self._stop_for(f"stopped, for the log driver {feed.name} refused its output: {feed.failure}")
 
     def _stop_for(self, refusal: str) -> None:
         """Stop the container for good, as a user would: a log option asks for that where output cannot be kept."""
@@ -746,10 +577,8 @@ class Supervisor:
             for client in list(process.clients):
                 client.out += payload
                 self._flush(client)
-        if process is self.main_process and self.feeds:
-            chunks = self.splitters[stream].feed(data)
-            for feed in self.feeds if chunks else ():
-                feed.put(chunks)
+        if process is self.main_process:
+            self.recording.put(stream, data)
 
     def _on_client(self, client: Client, events: int) -> None:
         if events & select.POLLOUT:
@@ -833,14 +662,18 @@ class Supervisor:
             case "wait":
                 self.waiting.append(client)
             case "logs":
-                client.send(wire.REPLY, wire.Reply(logs=[feed.status() for feed in self.feeds]))
+                client.send(wire.REPLY, wire.Reply(logs=self.recording.status()))
                 return
             case "rotate" | "flush" | "reopen":
-                self._order_logs(client, request)
+                self.recording.order(request, partial(self._answer, client))
                 return
             case _:
                 raise TransomError(f"the supervisor does not know how to {request.do}")
         client.send(wire.REPLY, wire.Reply())
+
+    def _answer(self, client: Client, error: str) -> None:
+        client.send(wire.REPLY, wire.Reply(error=error, code=1 if error else 0))
+        self._flush(client)
 
     def _attach(self, client: Client, process: Process, request: wire.Request) -> None:
         client.process, client.stdin = process, request.stdin
@@ -950,10 +783,7 @@ class Supervisor:
         for pid, other in list(self.executed.items()):  # the kernel has ended them with the namespace
             other.code = other.code if other.code is not None else 137
             self._end_exec(pid, other)
-        for splitter in self.splitters.values():
-            rest = splitter.finish()
-            for feed in self.feeds if rest else ():
-                feed.put(rest)
+        self.recording.finish()
         self._note_oom(self._counted_oom_kills() - self.oom_kills)
         oom_killed, self.oom_kills = self.oom_kills > 0, 0
         self.clear()
@@ -961,7 +791,7 @@ class Supervisor:
         self.kill_at = 0.0
         with self.engine.state.changing(self.id) as container:
             restarts = should_restart(container, process.code or 0)
-            container.log_status = self.log_status
+            container.log_status = self.recording.last
             state = container.state
             state.error, self.refusal = self.refusal, ""
             state.running, state.paused, state.pid, state.oom_killed = False, False, 0, oom_killed
@@ -989,7 +819,7 @@ class Supervisor:
                 step()
             except Exception as error:
                 print(f"clearing {self.id[:12]} away: {error}", file=sys.stderr, flush=True)
-        self.feeds, self.watch, self.resolver, self.watchers, self.netns = [], None, None, None, -1
+        self.watch, self.resolver, self.watchers, self.netns = None, None, None, -1
         remove_runtime_state(str(self.run))
 
     def _restarts(self, container: Container) -> bool:
@@ -1046,40 +876,6 @@ class Supervisor:
 
     def _event(self, action: str, container: Container, **attributes: str) -> None:
         self.engine.containers.event(action, container, **attributes)
-
-
-def _flush_writer(writer: Writer, *, timeout: float) -> None:
-    if not writer.flush(timeout=timeout):
-        stats = writer.stats()
-        raise TransomError(f"{stats.taken - stats.delivered - stats.dropped} lines still wait for the sink")
-
-
-def now() -> str:
-    """Return the time as Docker writes it: RFC 3339 with nanoseconds, UTC."""
-    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
-
-
-def host_pid(proc: int, supervisor: int, pid: int) -> int:
-    """Translate a pid of the supervisor's namespace to the host's; 0 when the process has ended.
-
-    The host's /proc tells the pid behind a descriptor of ours as the host sees it (pidfd_open(2), proc(5): fdinfo).
-
-    Args:
-        proc: a descriptor of the host's /proc.
-        supervisor: the supervisor's pid on the host.
-    """
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return 0
-    info = os.open(f"{supervisor}/fdinfo/{pidfd}", os.O_RDONLY, dir_fd=proc)
-    try:
-        lines = os.read(info, 4096).decode().splitlines()
-        return next((max(0, int(line[4:])) for line in lines if line.startswith("Pid:")), 0)
-    finally:
-        os.close(info)
-        os.close(pidfd)
 
 
 def remove_runtime_state(run: str) -> None:

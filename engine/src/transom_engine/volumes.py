@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from transom.errors import ConfigError, Conflict, DriverError, NotFound
-from transom_engine.model import Container, MountPoint, Pascal
-from transom_engine.supervisor import now
+from transom_engine.model import Container, MountPoint, Pascal, now
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from transom.contract.network import Network
-from transom_engine.model import Pascal
-from transom_engine.supervisor import now
+from transom_engine.model import Pascal, now
 
 DEFAULT = "bridge"
 """The name of the default network, whatever driver carries it: Docker's users write it."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from transom.contract.network import NetworkCapability
 from transom.errors import ConfigError, Conflict, NotFound, TransomError, choices, nearest
 from transom.services.files import Lock
+from transom_engine.model import now
 from transom_engine.networks.contracts import keeps_addresses, network_of
 from transom_engine.networks.model import DEFAULT, IpamConfig, NetworkRecord, record_of
-from transom_engine.supervisor import now
 
 if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
