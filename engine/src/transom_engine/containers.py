@@ -11,7 +11,7 @@ import builtins
 import os
 import signal
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError
@@ -30,6 +30,8 @@ RUNNING = frozenset({"running", "paused", "restarting"})
 _UNFINISHED = frozenset({"creating", "removing"})
 _ORDER_PATIENCE, _STATUS_PATIENCE = 30.0, 2.0
 """Seconds in which a supervisor must have done something with its logs, and have said how they are."""
+UPDATING = "updating.json"
+"""In a container's run directory: what its limits were before an update that is not over; see `updating`."""
 KILLED = 137
 """The exit code of what SIGKILL ended: 128 + 9."""
 
@@ -63,6 +65,8 @@ class Containers:
         """
         id, status = container.id, container.state.status
         if self.alive(id):
+            if os.path.exists(self.engine.container_run(id) / UPDATING):
+                container = self._end_update(container)
             return None if status in _UNFINISHED else container
         if status not in RUNNING | _UNFINISHED and not os.path.isdir(self.engine.container_run(id)):
             return container
@@ -71,6 +75,21 @@ class Containers:
             return None if status in _UNFINISHED else container
         try:
             return self._settle(id)
+        finally:
+            lock.release()
+
+    def _end_update(self, container: Container) -> Container:
+        """End an update whose command died, so that record and kernel agree; return the record."""
+        from transom_engine import updating
+
+        lock = self.engine.lock(container.id)
+        if not lock.acquire(wait=False):  # it is being updated at this moment
+            return container
+        try:
+            updating.finish(self.engine, container.id)
+            return self.engine.state.container(container.id)
+        except NotFound:
+            return container
         finally:
             lock.release()
 
@@ -417,6 +436,8 @@ class Containers:
 
     def _note_paused(self, id: str, *, paused: bool) -> None:
         with self.engine.state.changing(id) as container:
+            if not container.state.running:  # it ended meanwhile: its supervisor has said so
+                return
             container.state.paused = paused
             container.state.status = "paused" if paused else "running"
             self.event("pause" if paused else "unpause", container)
@@ -445,10 +466,13 @@ class Containers:
             ConfigError: values that no host accepts; nothing is changed.
             DriverError: the kernel refused, or a log cannot be opened in the new way; nothing is changed.
         """
-        from transom_engine.resources import check, resources_of, updated, without_effect
+        from transom_engine import updating
+        from transom_engine.resources import check, updated, without_effect
 
         container = self.get(reference)
         with self.engine.lock(container.id):
+            updating.finish(self.engine, container.id)  # of a command that died just now
+            container = self.engine.state.container(container.id)
             before, runs = container.host_config, container.state.status in RUNNING
             container.host_config = changed = updated(before, changes)
             if changed.auto_remove and changed.restart_policy.name != "no":
@@ -461,21 +485,21 @@ class Containers:
             limits = self.engine.limits(container.limits_driver)
             known = without_effect(before, limits)  # said when it was made
             warnings = [text for text in check(changed, limits) if text not in known]
-            limited = runs and bool(changes.keys() - {"restart_policy"})
-            if limited:
-                limits.update(id=container.id, resources=resources_of(changed))
-            try:
-                self._record_config(container.id, changed)
-                if runs and log_opts:
-                    self.order_logs(container, "reopen")
-            except BaseException as error:
-                self._record_config(container.id, before)
-                if limited:
-                    limits.update(id=container.id, resources=resources_of(before))
-                if runs and log_opts and not isinstance(error, Conflict):
-                    with suppress(TransomError):  # another of its logs may have been opened in the new way
+            with updating.noted(self.engine, container.id, before) if runs else nullcontext() as note:
+                try:
+                    self._record_config(container.id, changed)
+                    if runs and log_opts:
                         self.order_logs(container, "reopen")
-                raise
+                    if runs and changes.keys() - {"restart_policy"}:
+                        updating.limit(self.engine, container)
+                except Exception as error:
+                    self._record_config(container.id, before)
+                    if runs and log_opts and not isinstance(error, Conflict):
+                        with suppress(TransomError):  # another of its logs may have been opened in the new way
+                            self.order_logs(container, "reopen")
+                    if note:
+                        note.unlink(missing_ok=True)
+                    raise
             with self.engine.state.changing(container.id) as record:
                 self.event("update", record)
         return warnings

@@ -1,5 +1,14 @@
 """``transom update``."""
 
+import errno
+import os
+import signal
+
+import msgspec
+import pytest
+
+from transom_conformance.faults import calls_of, faulted_at, killed_at
+
 
 def test_update_changes_limits_of_a_running_container(transom):
     name = transom.detached("-m", "64m")
@@ -13,7 +22,7 @@ def test_update_changes_limits_of_a_running_container(transom):
 
 def test_update_of_a_stopped_container_acts_when_it_starts(transom):
     name = transom("create", "--network", "none", "busybox", "sleep", "1000")
-    transom("update", "--memory", "48m", name)
+    transom("update", "--memory", "48m", "--memory-swap", "96m", name)
     transom("start", name)
     assert "/ 48MiB" in transom("stats", "--no-stream", name)
 
@@ -89,6 +98,112 @@ def test_memory_is_not_raised_above_the_swap_that_came_with_it(transom):
     )
     transom("update", "-m", "200m", "--memory-swap", "300m", name)
     assert "/ 200MiB" in transom("stats", "--no-stream", name)
+
+
+def test_a_first_memory_limit_comes_with_memory_swap_as_in_docker(transom):
+    name = transom.detached()
+    assert transom.fails("update", "-m", "200m", name, code=1) == (
+        "the memory limit 200m is the first of a container that has none, nor one of memory-swap: "
+        "give --memory-swap at the same time"
+    )
+    assert transom("update", "-m", "200m", "--memory-swap", "-1", name) == name
+    assert transom("update", "-m", "300m", name) == name
+    host = transom.inspect(name)["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"]) == (300 << 20, -1)
+
+
+def test_zero_changes_nothing_as_in_docker(transom):
+    name = transom.detached("--cpus", "0.5", "-m", "64m")
+    assert transom("update", "--cpus", "0", "--memory-swap", "0", name) == name
+    host = transom.inspect(name)["HostConfig"]
+    assert (host["NanoCpus"], host["MemorySwap"]) == (500_000_000, 128 << 20)
+
+
+OLD = {"memory": 64 << 20, "memory_swap": 64 << 20, "pids_limit": 20}
+NEW = {"memory": 96 << 20, "memory_swap": 96 << 20, "pids_limit": 40}
+
+
+@pytest.fixture
+def updated(transom):
+    """A running container with old limits, as a function that changes them in an engine of its own."""
+    id = transom.detached("-m", "64m", "--memory-swap", "64m", "--pids-limit", "20")
+
+    def update(changes=NEW):
+        engine = transom.engine()
+        try:
+            engine.containers.update(id, changes)
+        finally:
+            engine.close()
+
+    update.id = id
+    return update
+
+
+def agreed(transom, id):
+    """Return memory and pids limit of a container, of which its record and the kernel say the same."""
+    engine = transom.engine()
+    try:
+        container = engine.containers.get(id)
+        stats = engine.limits(container.limits_driver).stats(id=id)
+        host = container.host_config
+        assert (host.memory, host.pids_limit) == (stats.memory_limit, stats.pids_limit)
+        assert not (engine.container_run(id) / "updating.json").exists()
+        return host.memory, host.pids_limit
+    finally:
+        engine.close()
+
+
+def test_killed_at_any_step_an_update_leaves_record_and_kernel_agreed(transom, updated):
+    found = set()
+    for step in range(calls_of(updated), 0, -1):
+        updated(OLD)
+        killed_at(updated, step)
+        found.add(agreed(transom, updated.id))
+    assert found == {(64 << 20, 20), (96 << 20, 40)}
+
+
+def test_an_update_of_which_any_step_fails_leaves_record_and_kernel_agreed(transom, updated):
+    found = set()
+    for step in range(calls_of(updated), 0, -1):
+        updated(OLD)
+        faulted_at(updated, step, errno.ENOSPC)
+        found.add(agreed(transom, updated.id))
+    assert found == {(64 << 20, 20), (96 << 20, 40)}
+
+
+def test_an_update_that_died_and_that_the_kernel_refuses_now_is_taken_back(transom, updated, monkeypatch):
+    engine = transom.engine()
+    before = engine.state.container(updated.id).host_config
+    updating = engine.container_run(updated.id) / "updating.json"
+    updating.write_bytes(msgspec.json.encode(before))
+    with engine.state.changing(updated.id) as record:
+        record.host_config = msgspec.structs.replace(before, cpuset_cpus="4095")
+    engine.close()
+    assert transom.inspect(updated.id)["HostConfig"]["CpusetCpus"] == ""
+    assert agreed(transom, updated.id) == (64 << 20, 20)
+
+
+def test_a_container_that_ends_while_it_is_unpaused_has_ended(transom):
+    name = transom.detached("--restart", "no")
+    pid = transom.inspect(name)["State"]["Pid"]
+    engine = transom.engine()
+    try:
+        engine.containers.pause(name)
+        limits = engine.limits()
+        thaw = limits.thaw
+
+        def thaw_and_end(*, id):
+            thaw(id=id)
+            os.kill(pid, signal.SIGKILL)
+            transom.wait_until(lambda: engine.state.container(name).state.status == "exited")
+
+        limits.thaw = thaw_and_end
+        engine.containers.unpause(name)
+        assert engine.state.container(name).state.status == "exited"
+    finally:
+        engine.close()
+    state = transom.inspect(name)["State"]
+    assert (state["Status"], state["ExitCode"], state["Error"]) == ("exited", 137, "")
 
 
 def test_a_pids_limit_of_zero_lifts_the_one_before(transom):

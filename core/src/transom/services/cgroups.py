@@ -18,6 +18,7 @@ import re
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from signal import SIGKILL
 from typing import Any, NoReturn
 
@@ -105,13 +106,13 @@ class CgroupLimits(Limits):
         journal = self._note("update", id, undo)
         try:
             self._apply(id, resources)
+            forget(journal)
         except BaseException as error:
             self._restore(undo)
+            forget(journal)
             if isinstance(error, OSError):
                 self._fail("update", id, error)
             raise
-        finally:
-            forget(journal)
 
     def processes(self, id: str) -> tuple[int, ...]:
         found: set[int] = set()
@@ -214,8 +215,7 @@ class CgroupLimits(Limits):
                 time.sleep(0.001)
 
     def _fail(self, operation: str, id: str, cause: object, hint: str = "") -> NoReturn:
-        if isinstance(cause, Refused):
-            hint = cause.hint
+        hint = getattr(cause, "hint", hint)
         raise DriverError(operation, driver=f"limits {self.name}", subject=id, cause=cause, hint=hint) from (
             cause if isinstance(cause, BaseException) else None
         )
@@ -294,18 +294,14 @@ def names_below(parents: Iterable[str]) -> frozenset[str]:
 def signal_all(pids: Iterable[int]) -> None:
     """Send SIGKILL to each of `pids`; those that are gone are passed over."""
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def forget(path: str) -> None:
     """Remove a file. Absent is success."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def wait(done: Callable[[], Any], *, seconds: float) -> bool:

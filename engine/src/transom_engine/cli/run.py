@@ -299,8 +299,8 @@ def limits(given: dict[str, Any]) -> dict[str, Any]:
         "kernel_memory": given["kernel_memory"] and flags.size(given["kernel_memory"], flag="--kernel-memory"),
     }
     found: dict[str, Any] = {name: value for name, value in sizes.items() if value}
-    if given["cpus"]:
-        found["nano_cpus"] = flags.cpus(given["cpus"])
+    if given["cpus"] and (nano := flags.cpus(given["cpus"])):  # 0 asks for nothing, as in docker
+        found["nano_cpus"] = nano
     throttles = {
         "device_read_bps": ("blkio_device_read_bps", True),
         "device_write_bps": ("blkio_device_write_bps", True),

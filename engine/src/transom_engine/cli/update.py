@@ -43,7 +43,7 @@ def update_command(
     if restart:
         changes["restart_policy"] = flags.restart(restart)
     log_opts = flags.pairs(log_opt, flag="--log-opt")
-    if not changes and not log_opts:
+    if not changes and not log_opts and not any(given.values()):  # --cpus 0 and the like are flags that ask for nothing
         raise ConfigError("you must provide one or more flags when using this command; see `transom update --help`")
 
     def update(name: str) -> None:
