@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -79,6 +80,54 @@ run --memory-swap 1m -m 10m busybox true
     125 memory-swap 1m is below the memory limit 10m: it counts memory and swap
 run --cpus x busybox true
     125 --cpus 'x': invalid number; expected a number such as 1.5
+run --memory-swap 100m busybox true
+    125 memory-swap needs a memory limit too: set memory
+run --memory-swap -2 -m 10m busybox true
+    125 --memory-swap '-2': invalid size; expected a size such as 512m or 2g, or -1 for no limit
+run --memory-reservation 1m busybox true
+    125 memory reservation 1m is below the minimum of 6 MB
+run --memory-reservation 100m -m 64m busybox true
+    125 memory reservation 100m is above the memory limit 64m
+run --kernel-memory 1m busybox true
+    125 kernel memory limit 1m is below the minimum of 6 MB
+run --memory-swappiness 101 busybox true
+    125 memory-swappiness 101 is out of range: use 0 to 100
+run --oom-kill-disable=x busybox true
+    125 Option '--oom-kill-disable' does not take a value; see `transom --help`
+run --oom-score-adj 2000 busybox true
+    125 invalid value 2000, range for oom score adj is [-1000, 1000]
+run --cpu-period 10 busybox true
+    125 cpu-period 10 us is out of range: use 1000 to 1000000 us
+run --cpu-quota 10 busybox true
+    125 cpu-quota 10 us is below the minimum of 1000 us, 0.01 CPU of the usual period; -1 is no limit
+run --cpus 1 --cpu-quota 1000 busybox true
+    125 conflicting options: --cpus and --cpu-quota cannot both be set, --cpus is both at once
+run --cpu-shares 1 busybox true
+    125 cpu-shares 1 is out of range: use 2 to 262144
+run --cpu-rt-period 1000 --cpu-rt-runtime 2000 busybox true
+    125 cpu-rt-runtime 2000 us is longer than its period, 1000 us
+run --cpuset-cpus 1-0 busybox true
+    125 cpuset-cpus '1-0' is not a list such as 0-2,4
+run --cpuset-mems x busybox true
+    125 cpuset-mems 'x' is not a list such as 0-2,4
+run --blkio-weight 5 busybox true
+    125 blkio-weight 5 is out of range: use 10 to 1000
+run --blkio-weight-device /dev/null:100 busybox true
+    125 device '/dev/null' is not a block device; give a block device's path or MAJOR:MINOR
+run --device-read-bps /dev/nosuch:1mb busybox true
+    125 device '/dev/nosuch': No such file or directory; give a block device's path or MAJOR:MINOR
+run --device-write-bps /dev/null:0 busybox true
+    125 --device-write-bps '/dev/null:0': invalid rate '0'; expected DEVICE:NUMBER[UNIT], the unit being kb, mb or gb, a path or MAJOR:MINOR
+run --device-read-iops 300:300:10 busybox true
+    125 device '300:300': no block device has these numbers; `lsblk` lists those here
+run --device-write-iops /dev/null:1k busybox true
+    125 --device-write-iops '/dev/null:1k': invalid rate '1k'; expected DEVICE:NUMBER, a path or MAJOR:MINOR
+run --hugetlb-limit 2MB busybox true
+    125 --hugetlb-limit '2MB': invalid limit of huge pages; expected PAGE_SIZE:BYTES such as 2MB:64m
+run --device /dev/nosuch busybox true
+    125 error gathering device information while adding custom device "/dev/nosuch": No such file or directory
+run --device-cgroup-rule nosuch busybox true
+    125 --device-cgroup-rule 'nosuch': invalid device cgroup format; expected TYPE MAJOR:MINOR ACCESS
 run --pids-limit x busybox true
     125 Invalid value for '--pids-limit': 'x' is not a valid integer; see `transom run --help`
 run --ulimit nofile=x busybox true
@@ -132,6 +181,16 @@ def test_bad_words_are_answered_in_one_line(world, group):
     assert {*records.values()} <= {"created"}, "a container that was refused is on record"
     assert records == {} or group == "what shows when it starts"
     world.transom("run", "--rm", "--network", "none", "busybox", "true")
+
+
+def test_each_flag_that_limits_has_a_line_here(request):
+    page = (request.config.rootpath / "docs/limiting-resources.md").read_text()
+    table = page.partition("|---")[2].partition("\n\n")[0]
+    flags = set(re.findall(r"^\| .*?\|", table, re.MULTILINE))
+    named = {flag for cell in flags for flag in re.findall(r"`(--[a-z-]+)`", cell)}
+    shown = set(" ".join(LINES.values()).replace("=", " ").split()) | {"--memory"}  # shown as -m
+    assert len(named) > 20
+    assert named - shown == set()
 
 
 def test_a_name_that_is_taken_is_refused(world):

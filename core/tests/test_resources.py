@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from transom.contract.limits import HugepageLimit, Resources, Throttle, Weight
@@ -134,11 +134,13 @@ def test_disabling_the_oom_killer_without_a_memory_limit_warns() -> None:
     ]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy host
 @given(st.sets(st.integers(0, 300), min_size=1))
 def test_a_list_that_was_written_reads_as_the_same_numbers(numbers: set[int]) -> None:
     assert parse_list(write_list(numbers)) == numbers
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy host
 @given(st.text(max_size=12))
 def test_no_text_makes_the_list_parser_raise_anything_but_its_error(text: str) -> None:
     try:

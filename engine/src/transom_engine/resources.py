@@ -36,7 +36,9 @@ def resources_of(host: HostConfig) -> Resources:
         cpuset_mems=host.cpuset_mems or None,
         pids=None if host.pids_limit is None else host.pids_limit if host.pids_limit > 0 else -1,
         blkio_weight=host.blkio_weight or None,
-        blkio_weight_devices=tuple(Weight(device=d.path, weight=d.weight) for d in host.blkio_weight_device),
+        blkio_weight_devices=tuple(
+            Weight(device=d.path, weight=d.weight) for d in host.blkio_weight_device if d.weight
+        ),
         device_read_bps=_throttles(host.blkio_device_read_bps),
         device_write_bps=_throttles(host.blkio_device_write_bps),
         device_read_iops=_throttles(host.blkio_device_read_iops),
@@ -66,7 +68,19 @@ def check(host: HostConfig, limits: Limits) -> list[str]:
         if host.nano_cpus and value:
             raise ConfigError(f"conflicting options: --cpus and {other} cannot both be set, --cpus is both at once")
     services.check_cpus(nano=host.nano_cpus, cpus=cpus)
-    return services.check(resources_of(host), cpus=cpus) + without_effect(host, limits)
+    resources = resources_of(host)
+    _check_numbers(resources)
+    return services.check(resources, cpus=cpus) + without_effect(host, limits)
+
+
+def _check_numbers(r: Resources) -> None:
+    """Refuse MAJOR:MINOR of no device: the kernel would, at each start, and would not say of which (sysfs(5))."""
+    import os
+
+    throttles = (*r.device_read_bps, *r.device_write_bps, *r.device_read_iops, *r.device_write_iops)
+    for device in [*(weight.device for weight in r.blkio_weight_devices), *(item.device for item in throttles)]:
+        if not device.startswith("/") and not os.path.exists(f"/sys/dev/block/{device}"):
+            raise ConfigError(f"device {device!r}: no block device has these numbers; `lsblk` lists those here")
 
 
 def without_effect(host: HostConfig, limits: Limits) -> list[str]:
@@ -97,11 +111,11 @@ def updated(host: HostConfig, changes: Mapping[str, object]) -> HostConfig:
         raise ConfigError(
             f"conflicting options: {given} cannot be updated, as --cpus has been set already; update that"
         )
-    if asked.memory and not asked.memory_swap and 0 < host.memory_swap < asked.memory:
-        raise ConfigError(
-            f"the memory limit {write_size(asked.memory)} is above the memory-swap {write_size(host.memory_swap)} "
-            "that the container has: give --memory-swap at the same time"
-        )
+    if asked.memory and not asked.memory_swap and 0 <= host.memory_swap < asked.memory:
+        has = f"is above the memory-swap {write_size(host.memory_swap)} that the container has"
+        if not host.memory_swap:
+            has = "is the first of a container that has none, nor one of memory-swap"
+        raise ConfigError(f"the memory limit {write_size(asked.memory)} {has}: give --memory-swap at the same time")
     changed = msgspec.structs.replace(host, **changes)
     changed.memory_swap = changed.memory_swap or usual_swap(changed.memory)
     return changed
