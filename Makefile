@@ -12,7 +12,7 @@ TESTED := btrfs-progs cpio dmsetup dnsmasq-base docker-registry e2fsprogs etcd-c
 TESTS  ?=
 PYTEST := $(BIN)/pytest -o cache_dir=$(VENV)/.pytest_cache
 
-.PHONY: run test test-vm test-vm-full lint dist dist-test docs bench lock packages tested bytecode
+.PHONY: run test test-vm test-vm-full zfs-modules lint dist dist-test docs bench lock packages tested bytecode
 .DEFAULT_GOAL := run
 
 run: bytecode  ## run a real container and show what the engine does
@@ -33,6 +33,11 @@ test-vm: bytecode tested  ## what this host's kernel lacks: suites in guests wit
 test-vm-full: bytecode tested  ## those and what needs qemu, without KVM: several CPUs
 	@$(call install,qemu-system-x86)
 	@$(BIN)/python tests/vm/run.py --full --jobs $(or $(VM_JOBS),1) $(TESTS)
+
+# ZFS is in no Debian kernel: modules for the one in qemu, and zfs(8), kept in ~/.cache for every checkout.
+zfs-modules: bytecode tested  ## build what the suite zfs of test-vm-full needs, once, in some 10 minutes
+	@$(call install,qemu-system-x86 gcc libc6-dev libelf1 make perl file)
+	@$(BIN)/python tests/vm/debian.py
 
 lint: $(VENV)/.installed $(VENV)/lint/.installed  ## types, style, and who may import whom
 	$(BIN)/ruff check

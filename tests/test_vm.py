@@ -131,17 +131,34 @@ def test_a_suite_asked_for_by_name_must_run(ran, tmp_path):
     assert harness("--table", suites, "good").returncode == 1
 
 
-def test_the_harness_takes_its_guests_with_it_when_killed(ran, tmp_path):
+def test_a_name_stands_for_all_suites_that_begin_with_it(ran, tmp_path):
+    suites = table(tmp_path, **{"good-1": {}, "good-2": {}, "goodness": {}, "bad": {}})
+    done = harness("--table", suites, "--kernel", "/bin/false", "good")
+    named = [line.split()[0] for line in done.stdout.partition("== guests\n")[2].splitlines()]
+    assert named == ["good-1", "good-2"]
+
+
+def test_a_suite_whose_modules_are_not_built_is_not_run_and_told_how_to_build_them(tmp_path):
+    suites = table(tmp_path, good={"kernel": '"qemu"', "built": '"zfs-modules"'})
+    done = harness("--table", suites, "good", env={"PATH": os.environ["PATH"], "XDG_CACHE_HOME": str(tmp_path)})
+    assert done.returncode == 1, done.stderr
+    told = "good: not run: its kernel modules are not built: make zfs-modules builds them, in 10 minutes"
+    assert told in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_the_harness_takes_its_guests_with_it_when_interrupted(ran, tmp_path, number, code):
     suites = table(tmp_path, hangs={})
-    run = subprocess.Popen([sys.executable, RUN, "--table", suites], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen([sys.executable, RUN, "--table", suites], **pipes, text=True)
     try:
         assert any("collected 1 item" in line for line in run.stdout), "the guest did not come up"
         below = descendants(run.pid)
         assert any("linux.uml" in words for words in below.values())
     finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        run.stdout.close()
+        run.send_signal(number)
+        said = run.communicate(timeout=60)[1]
+    assert (run.returncode, said) == (code, "")
     deadline = time.monotonic() + 30
     while (left := {pid for pid in below if os.path.exists(f"/proc/{pid}")}) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -177,6 +194,20 @@ def test_what_cannot_be_run_is_refused_in_one_line(words, complaint, tmp_path):
     done = harness("--table", suites, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"test-vm: {complaint.format(table=suites)}\n"
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("not root: a file system of the test's own needs to be mounted")
+    state = RUN.parent.parent.parent / ".venv" / "vm"
+    state.mkdir(exist_ok=True)
+    small = (
+        f"mount -t tmpfs -o size=64k small {state} && exec {sys.executable} {RUN} --table {table(tmp_path, good={})}"
+    )
+    command = ["unshare", "--mount", "sh", "-c", small]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"test-vm: cannot copy the checkout to {state}: .*No space left on device.*\n", done.stderr)
 
 
 def test_a_suite_for_qemu_on_a_host_without_it_is_refused(tmp_path):

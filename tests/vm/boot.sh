@@ -30,6 +30,8 @@ else
     for directory in /var/tmp /var/lib /root; do mount -t tmpfs writable "$directory"; done
 fi
 
+[ -z "$GUEST_TOOLS" ] || cp -a "$GUEST_TOOLS/." /
+
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devices /dev 2>/dev/null || [ -e /dev/null ] || echo "guest: no devices"
 mkdir -p /dev/pts /dev/shm /dev/mqueue

@@ -77,6 +77,20 @@ def counts():
         return json.load(file)
 
 
+def pytest_addoption(parser):
+    """Have ``--part``, by which a suite too long for one guest is divided."""
+    parser.addoption("--part", default="1/1", help="N/M: every M-th case, from the N-th on")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the cases of the other parts."""
+    number, parts = map(int, config.getoption("--part").split("/"))
+    left_out = [item for at, item in enumerate(items) if at % parts != number - 1]
+    items[:] = items[number - 1 :: parts]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+
+
 _counted = {}
 
 

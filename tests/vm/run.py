@@ -12,30 +12,20 @@ import difflib
 import fcntl
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import tomllib
 from pathlib import Path
 
+import debian
 import msgspec
+from debian import QEMU, STATE, Refused
 from guest import RESULT
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
-STATE = CHECKOUT / ".venv" / "vm"
 CONSOLE_LINES = 60
 UML = "/usr/bin/linux.uml"
 UML_MODULES = "/usr/lib/uml/modules"
-QEMU = STATE / "qemu"
-QEMU_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p")
-EARLY = """#!/bin/busybox sh
-B=/bin/busybox
-$B mount -t proc proc /proc
-$B mount -t devtmpfs devices /dev
-for module in {modules}; do $B insmod /modules/$module; done
-$B mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /host || $B poweroff -f
-exec $B switch_root /host "$GUEST_CHECKOUT/tests/vm/boot.sh"
-"""
 
 
 class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,11 +38,8 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: int = 8192
     cpus: int = 1
     init: str = ""
+    built: str = ""
     env: dict[str, str] = {}
-
-
-class Refused(Exception):
-    """The request cannot be met; the text is for the user."""
 
 
 def main():
@@ -61,9 +48,10 @@ def main():
     asked = arguments()
     try:
         suites = chosen(asked)
-        kernel = user_mode_kernel(asked.kernel)
-        if any(suite.kernel == "qemu" for suite in suites.values()):
-            prepare_qemu()
+        kernels = {suite.kernel for suite in suites.values() if not suite.built or debian.has_zfs()}
+        kernel = user_mode_kernel(asked.kernel) if "uml" in kernels else ""
+        if "qemu" in kernels:
+            debian.prepare_qemu()
         with frozen_checkout() as run:
             outcomes = asyncio.run(guests(suites, kernel, run, asked))
     except Refused as refused:
@@ -75,7 +63,7 @@ def main():
     for name, outcome in outcomes.items():
         print(f"{name:28} {outcome}")
     failed = [name for name, outcome in outcomes.items() if not outcome.startswith(("passed", "not run"))]
-    not_run = [name for name in asked.suites if outcomes[name].startswith("not run")]
+    not_run = [name for name, outcome in outcomes.items() if asked.suites and outcome.startswith("not run")]
     sys.exit(1 if failed or not_run else 0)
 
 
@@ -99,15 +87,18 @@ def chosen(asked):
             table = msgspec.convert(tomllib.load(file), dict[str, Suite])
     except (OSError, ValueError) as error:
         raise Refused(f"{asked.table}: {error}") from None
+    kernels = {"uml", "qemu"} if asked.full else {"uml"}
+    if not asked.suites:
+        return {name: suite for name, suite in table.items() if suite.kernel in kernels}
+    found = {}
     for name in asked.suites:
-        if name not in table:
+        parts = {part: suite for part, suite in table.items() if part == name or part.startswith(f"{name}-")}
+        if not parts:
             near = difflib.get_close_matches(name, table, 1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise Refused(f"no suite {name!r} in {asked.table}: {hint}there are {', '.join(sorted(table))}")
-    kernels = {"uml", "qemu"} if asked.full else {"uml"}
-    return {name: table[name] for name in asked.suites} or {
-        name: suite for name, suite in table.items() if suite.kernel in kernels
-    }
+        found |= {name: parts[name]} if name in parts else parts
+    return found
 
 
 def user_mode_kernel(path):
@@ -126,15 +117,18 @@ def frozen_checkout():
     for old in STATE.glob("run-*"):
         with contextlib.suppress(BlockingIOError, FileNotFoundError), locked(old):
             shutil.rmtree(old)
-    run = Path(tempfile.mkdtemp(prefix="run-", dir=STATE))
-    with locked(run):
+    with contextlib.ExitStack() as held:
         try:
+            run = Path(tempfile.mkdtemp(prefix="run-", dir=STATE))
+            held.enter_context(locked(run))
+            held.callback(shutil.rmtree, run)
             skip = shutil.ignore_patterns(".git", ".venv", ".hypothesis", ".*_cache", "site")
             shutil.copytree(CHECKOUT, run / "checkout", symlinks=True, ignore=skip)
             (run / "checkout" / ".venv").mkdir()
-            yield run
-        finally:
-            shutil.rmtree(run)
+        except (OSError, shutil.Error) as error:
+            first = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+            raise Refused(f"cannot copy the checkout to {STATE}: {first}") from None
+        yield run
 
 
 @contextlib.contextmanager
@@ -154,14 +148,19 @@ async def guests(suites, kernel, run, asked):
 
     async def one(name, suite):
         async with free:
+            tools = debian.zfs() if suite.built else None
             command = qemu(suite) if suite.kernel == "qemu" else uml(suite, kernel, asked.modules, run)
             words = {
                 "GUEST_CHECKOUT": CHECKOUT,
                 "GUEST_SUITE": run / f"{name}.json",
                 "GUEST_INIT": suite.init,
                 "GUEST_OVERLAY": "no" if asked.no_overlay else "yes",
+                "GUEST_TOOLS": tools or "",
             }
-            outcome = await guest(name, suite, command([f"{key}={value}" for key, value in words.items()]), run)
+            if suite.built and not tools:
+                outcome = f"not run: its kernel modules are not built: make {suite.built} builds them, in 10 minutes"
+            else:
+                outcome = await guest(name, suite, command([f"{key}={value}" for key, value in words.items()]), run)
         print(f"{name}: {outcome}")
         return name, outcome
 
@@ -240,45 +239,6 @@ def qemu(suite):
         *("-chardev", "file,id=out,path=/dev/fd/3", "-device", "virtconsole,chardev=out"),
         *("-append", " ".join([*options, "GUEST_CONSOLE=hvc0", *words])),
     ]
-
-
-def prepare_qemu():
-    """Unpack Debian's kernel below .venv, once, and make the initrd that leads from it to the host's files."""
-    if not shutil.which("qemu-system-x86_64"):
-        raise Refused("no qemu-system-x86_64 on this host: make test-vm-full installs it")
-    if (QEMU / "initrd").exists():
-        return
-    shutil.rmtree(QEMU, ignore_errors=True)
-    QEMU.mkdir(parents=True)
-    print("test-vm: unpacking Debian's kernel for qemu, once")
-    depends = checked("apt-cache", "depends", "linux-image-amd64").splitlines()
-    package = next(line.split()[1] for line in depends if line.strip().startswith("Depends: linux-image-"))
-    checked("apt-get", "download", package)
-    checked("sh", "-c", "dpkg -x linux-image-*.deb . && rm linux-image-*.deb && cp boot/vmlinuz-* kernel")
-    version = package.removeprefix("linux-image-")
-    checked("depmod", "-b", str(QEMU), version)
-    initrd = QEMU / "early"
-    (initrd / "modules").mkdir(parents=True)
-    for directory in ("bin", "proc", "dev", "host"):
-        (initrd / directory).mkdir()
-    shutil.copy("/bin/busybox", initrd / "bin")
-    load = checked("modprobe", "-d", str(QEMU), "-S", version, "-a", "-D", *QEMU_MODULES).splitlines()
-    files = [line.split()[1] for line in load if line.startswith("insmod ")]
-    for file in dict.fromkeys(files):
-        shutil.copy(file, initrd / "modules")
-    names = " ".join(dict.fromkeys(Path(file).name for file in files))
-    (initrd / "init").write_text(EARLY.format(modules=names))
-    (initrd / "init").chmod(0o755)
-    checked("sh", "-c", "cd early && find . | cpio --quiet -o -H newc > ../initrd.new && mv ../initrd.new ../initrd")
-
-
-def checked(*words):
-    """Run a program below the kernel's directory and return what it prints."""
-    try:
-        return subprocess.run(words, cwd=QEMU, check=True, capture_output=True, text=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        why = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
-        raise Refused(f"cannot prepare the kernel for qemu: {words[0]}: {why}") from None
 
 
 if __name__ == "__main__":
