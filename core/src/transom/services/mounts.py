@@ -211,6 +211,39 @@ def _escape(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
+def once_unmounted(act: Callable[[], bool], mark: str, *, patience: float = 10.0) -> bool:
+    """Call `act` until it returns true: the last unmount, in a namespace that ends, may be a moment ago.
+
+    Args:
+        mark: what is in the line of every mount that stands in its way: ``" 253:4 "``, ``" - zfs tank/layer "``
+            (proc_pid_mountinfo(5)). While a process has one, waiting is no use.
+        patience: seconds to wait at most for what no process has mounted.
+
+    Returns:
+        Whether it came to that.
+    """
+    import time
+
+    end, pause = time.monotonic() + patience, 0.001
+    while not act():
+        if time.monotonic() > end or _mounted_anywhere(mark):
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)
+    return True
+
+
+def _mounted_anywhere(mark: str) -> bool:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as lines:
+                if any(mark in line for line in lines):
+                    return True
+        except OSError:  # it has ended
+            continue
+    return False
+
+
 def private_namespace() -> None:
     """Give the calling thread a mount namespace of its own, whose mounts never reach the host's.
 
