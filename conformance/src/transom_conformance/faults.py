@@ -1,8 +1,9 @@
 """Faults put into operations: killed, or failed, at any call into the system. For the suites of all kinds.
 
 Two seams. Python's own announcements of what it is about to do (audit events) cost next to nothing, and see neither
-the calls inside a library, such as SQLite's, nor those of other programs: `calls_of`, `killed_at`, `faulted_at`.
-strace(1) sees and spoils every system call of the process, its threads and its children; a run takes some 50 ms::
+the calls inside a library, such as SQLite's, nor those of other programs: `calls_of`, `killed_at`, `faulted_at`, and
+`announcements` where only some of them matter. strace(1) sees and spoils every system call of the process, its
+threads and its children; a run takes some 50 ms::
 
     calls = system_calls(operation, touching=[root])
     for call in sample(calls, 40):
@@ -27,6 +28,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -159,6 +161,17 @@ class SystemCall(msgspec.Struct, frozen=True):
     text: str
 
 
+class Announcement(msgspec.Struct, frozen=True):
+    """What Python announces before it does it: the `number`-th of `events`; `text` says what."""
+
+    number: int
+    text: str
+    events: tuple[str, ...]
+
+
+C = TypeVar("C")
+
+
 def needs_strace() -> str:
     """Say why system calls cannot be seen or spoiled on this host; empty when they can."""
     if not shutil.which("strace"):
@@ -197,7 +210,7 @@ def system_calls(function: Callable[[], object], *, touching: Iterable[Path] = (
     return found
 
 
-def sample(calls: Sequence[SystemCall], most: int, *, seed: int = 0) -> list[SystemCall]:
+def sample(calls: Sequence[C], most: int, *, seed: int = 0) -> list[C]:
     """Choose at most so many of the calls, the same for the same seed, in their order; the first and last are in."""
     if len(calls) <= most:
         return list(calls)
@@ -205,12 +218,60 @@ def sample(calls: Sequence[SystemCall], most: int, *, seed: int = 0) -> list[Sys
     return [calls[n] for n in (0, *sorted(chosen), len(calls) - 1)]
 
 
-def killed_before(function: Callable[[], object], call: SystemCall) -> bool:
+def announcements(function: Callable[[], object], events: Sequence[str]) -> list[Announcement]:
+    """List what `function` does in a child that has one of these names, in order.
+
+    Args:
+        events: audit events (PEP 578): ``fcntl.ioctl``, ``subprocess.Popen``, ``os.rename`` ...; of ``open`` only what
+            may write.
+
+    Raises:
+        AssertionError: the function failed.
+    """
+    with tempfile.TemporaryFile("w+", errors="replace") as seen:
+
+        def run() -> None:
+            _announcing(events, lambda number, text: os.write(seen.fileno(), f"{number} {text}\n".encode()))
+            function()
+
+        assert wait(fork(run)) == 0, "the operation failed in the child, see its trace"
+        seen.seek(0)
+        found = [line.rstrip("\n").split(" ", 1) for line in seen]
+    return [Announcement(number=int(number), text=text, events=tuple(events)) for number, text in found]
+
+
+def _announcing(events: Sequence[str], tell: Callable[[int, str], object]) -> None:
+    """Call `tell` with a running number and what it is before each such event of this process from now on."""
+    seen, wanted = 0, frozenset(events)
+
+    def count(event: str, args: tuple[object, ...]) -> None:
+        nonlocal seen
+        if event in wanted and (event != "open" or (isinstance(args[2], int) and args[2] & _WRITING)):
+            seen += 1
+            tell(seen, ascii((event, *args))[:200])
+
+    sys.addaudithook(count)
+
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def killed_before(function: Callable[[], object], call: SystemCall | Announcement) -> bool:
     """Run `function` in a child that is killed when it is about to make `call`; say whether it got that far."""
+    if isinstance(call, Announcement):
+        code = wait(fork(lambda: _until(call, function, lambda: os.kill(os.getpid(), signal.SIGKILL))))
+        assert code in {0, -signal.SIGKILL}, f"the operation failed in the child (exit code {code}), see its trace"
+        return code != 0
     spoiled = f"inject={call.name}:signal=KILL:when={call.number}"
     with _traced(function, "-e", f"trace={call.name}", "-e", spoiled) as (code, _):
         assert code in {0, -signal.SIGKILL}, f"the operation failed in the child (exit code {code}), see its trace"
         return code != 0
+
+
+def _until(call: Announcement, function: Callable[[], object], act: Callable[[], object]) -> None:
+    """Call `function`, and `act` when it is about to do what `call` is."""
+    _announcing(call.events, lambda number, _: act() if number == call.number else None)
+    function()
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -223,7 +284,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """Whether the error was a `TransomError`."""
 
 
-def failed_at(function: Callable[[], object], call: SystemCall, code: int) -> Outcome:
+def failed_at(function: Callable[[], object], call: SystemCall | Announcement, code: int) -> Outcome:
     """Run `function` in a child in which `call`, once, does nothing but fail with errno `code`."""
     told, tell = os.pipe()
 
@@ -237,16 +298,32 @@ def failed_at(function: Callable[[], object], call: SystemCall, code: int) -> Ou
             os.writev(tell, [str(error).encode(errors="replace")[:4000]])  # write(2) may be what fails
             os._exit(_FAULT)
 
-    spoiled = f"inject={call.name}:error={errno.errorcode[code]}:when={call.number}"
     with os.fdopen(told, errors="replace") as answer:
         try:
-            with _traced(run, "-e", f"trace={call.name}", "-e", spoiled) as (status, lines):
-                reached = any("(INJECTED)" in line for line in lines)
+            reached, status = _failing(run, call, code)
         finally:
             os.close(tell)
         text = answer.read()
     assert status in {0, _FAULT, _FAULT - 1}, f"{call.text} failed with {errno.errorcode[code]}: exit code {status}"
     return Outcome(reached=reached, error=text if status else "", in_words=status == _FAULT - 1)
+
+
+def _failing(run: Callable[[], object], call: SystemCall | Announcement, code: int) -> tuple[bool, int]:
+    """Say whether a child that does `run` came to the call that fails, and its exit code."""
+    if isinstance(call, SystemCall):
+        spoiled = f"inject={call.name}:error={errno.errorcode[code]}:when={call.number}"
+        with _traced(run, "-e", f"trace={call.name}", "-e", spoiled) as (status, lines):
+            return any("(INJECTED)" in line for line in lines), status
+    came, tell = os.pipe()
+
+    def fail() -> None:
+        os.write(tell, b"!")
+        raise OSError(code, os.strerror(code))
+
+    status = wait(fork(lambda: _until(call, run, fail)))
+    os.close(tell)
+    with os.fdopen(came, "rb") as answer:
+        return answer.read() == b"!", status
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import tarfile
 import threading
 import time
 
+import msgspec
+
 from seeded.found import found_by
 from transom.contract import Probe
 from transom.contract.storage import ChangeKind, Mount, State, StorageCapability, Usage
@@ -559,6 +561,24 @@ class LeavesTheStageOfAnotherProgram(Vfs):
         script = 'cp -a "$1" "$2" && mv "$2" "$3"'
         places = [self.root / parents[0], self.root / f"Stage-{id}", self.root / id]
         return subprocess.run(["sh", "-c", script, "sh", *places], check=True)
+
+
+@found_by("test_whatever_system_call_fails_once_what_is_there_is_whole")
+class LocksWhatItBeganToCommit(Vfs):
+    """The layer is still active for core, and can no longer be written."""
+
+    def commit(self, id, parents):
+        (self.root / f"Final-{id}").touch()
+        super().commit(id, parents)
+
+    def mounts(self, id, parents, state):
+        found = super().mounts(id, parents, state)
+        locked = (self.root / f"Final-{id}").exists()
+        return tuple(msgspec.structs.replace(mount, readonly=mount.readonly or locked) for mount in found)
+
+    def remove(self, id):
+        (self.root / f"Final-{id}").unlink(missing_ok=True)
+        super().remove(id)
 
 
 @found_by("test_whatever_system_call_fails_once_what_is_there_is_whole")

@@ -13,12 +13,34 @@ from transom_conformance.storage.contents import Contents
 from transom_conformance.storage.crashes import Crashes
 from transom_conformance.storage.differences import Differences
 from transom_conformance.storage.inputs import Inputs
-from transom_conformance.storage.layers import Layers, Node, fresh_layers, names_in, put, tree_of
+from transom_conformance.storage.layers import (
+    Layers,
+    Node,
+    fresh_layers,
+    held_elsewhere,
+    inside,
+    names_in,
+    prepare,
+    put,
+    tree_of,
+)
 from transom_conformance.storage.lifecycle import LifeCycle
 from transom_conformance.storage.limits import Limits
 from transom_conformance.storage.scribbles import scribble
 
-__all__ = ["Layers", "Node", "StorageSuite", "fresh_layers", "names_in", "put", "scribble", "tree_of"]
+__all__ = [
+    "Layers",
+    "Node",
+    "StorageSuite",
+    "fresh_layers",
+    "held_elsewhere",
+    "inside",
+    "names_in",
+    "prepare",
+    "put",
+    "scribble",
+    "tree_of",
+]
 
 
 class StorageSuite(Inputs, Crashes, Concurrency, Limits, Attributes, Differences, Contents, LifeCycle):

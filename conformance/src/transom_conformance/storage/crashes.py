@@ -7,9 +7,8 @@ import io
 import os
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import ClassVar
@@ -20,11 +19,11 @@ import pytest
 from transom.contract.storage import State, Storage, StorageCapability
 from transom.errors import DriverError
 from transom.services.files import sync_filesystem
-from transom.services.mounts import privately, unmount
 from transom.services.snapshots import Snapshots
-from transom_conformance.disks import lacking
 from transom_conformance.faults import (
+    Announcement,
     SystemCall,
+    announcements,
     calls_of,
     failed_at,
     faulted_at,
@@ -38,7 +37,8 @@ from transom_conformance.faults import (
 )
 from transom_conformance.plugin import NOT_CLAIMED
 from transom_conformance.storage.cases import StorageCases
-from transom_conformance.storage.layers import Layers, Node, clear, names_in, put, wait_for_detached
+from transom_conformance.storage.disk import Disk
+from transom_conformance.storage.layers import Layers, Node, clear, held_elsewhere, names_in, put
 from transom_conformance.storage.scribbles import scribble
 from transom_conformance.suite import World
 
@@ -46,13 +46,13 @@ from transom_conformance.suite import World
 class _Scene:
     """One operation on the layer "child" over "base", and the model: what is there before it and after it."""
 
-    def __init__(self, layers: Layers, operation: str) -> None:
+    def __init__(self, layers: Layers, operation: str, suite: Crashes) -> None:
         needs = {"clone": StorageCapability.CLONE}.get(operation)
         if needs and needs not in layers.driver.capabilities:
             pytest.skip(f"{NOT_CLAIMED}: {layers.driver.name} does not declare {needs}")
-        if reason := needs_strace():
+        if not suite.seam and (reason := needs_strace()):
             pytest.skip(reason)
-        self._world, self._operation = layers.world, operation
+        self._world, self._operation, self._suite = layers.world, operation, suite
         layers.committed("base", fill=put(**{f"f{n}": str(n) for n in range(4)}, d__e="1"))
         self._base = layers.tree("base")
         layers.active("child", "base", put(own="1"))
@@ -60,15 +60,19 @@ class _Scene:
         layers.snapshots.remove("child")
         self._files = layers.files()
         layers.close()
+        if suite.seam:
+            layers.world.open().status()  # what the driver starts for its first user stays
         made, begun = operation in {"prepare", "view"}, {"base", "child"}
         self._before = {"base"} if made else begun
         self.after = {"commit": {"base", "done"}, "remove": {"base"}, "clone": {*begun, "copy"}}.get(operation, begun)
 
-    def calls(self) -> list[SystemCall]:
-        """List the system calls of the operation, one run of it on a scene of its own."""
+    def calls(self, most: int) -> Sequence[SystemCall | Announcement]:
+        """List the calls of the operation, one run of it on a scene of its own: all at a seam, else a sample."""
         self.arrange()
         try:
-            return system_calls(self.act, touching=[self._world.path])
+            if self._suite.seam:
+                return announcements(self.act, self._suite.seam)
+            return sample(system_calls(self.act, touching=[self._world.path]), max(most // self._suite.stride, 2))
         finally:
             self.judge(self._operation, expected=self.after)
 
@@ -111,9 +115,14 @@ class _Scene:
             assert found in ([expected] if expected else [self._before, self.after]), where
             for key in sorted(found):
                 assert self._is_whole(key, layers.tree(key, times=False), done=bool(expected)), f"{key} after {where}"
+            if self._operation == "commit" and "child" in found:  # as good as if nobody had begun to commit it
+                layers.inside("child", put(late="1"))
+                layers.snapshots.commit("child", "child")
+                assert "late" in layers.inside("child", names_in), where
             for key in sorted(found - {"base"}, reverse=True):
                 layers.snapshots.remove(key)
             assert layers.files() == self._files, f"left behind after {where}"
+            assert self._suite.strays(layers.driver) == [], f"left in the kernel after {where}"
         finally:
             layers.close()
 
@@ -126,53 +135,6 @@ class _Scene:
         return tree == filled
 
 
-class _Disk:
-    """A file system in a file, as the root of a world, mounted where only the calling thread sees it."""
-
-    def __init__(self, world: World, kind: str) -> None:
-        if reason := lacking(kind):
-            pytest.skip(reason)
-        self._world, self._kind, self._home = world, kind, world.path
-        self._image, self._copied = self._home / "disk.img", self._home / "copy.img"
-        self._place = self._home / "disk"
-
-    def __enter__(self) -> _Disk:
-        self._place.mkdir(exist_ok=True)
-        with open(self._image, "wb") as file:
-            file.truncate(160 << 20)
-        subprocess.run([f"mkfs.{self._kind}", "-q", self._image], check=True, capture_output=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for image in (self._image, self._copied):
-            wait_for_detached(image)
-            image.unlink(missing_ok=True)
-
-    def copy(self) -> None:
-        """Keep what has reached the disk by now, as if the power went."""
-        subprocess.run(["cp", "--sparse=always", self._image, self._copied], check=True)
-
-    def using(self, function: Callable[[Layers], None], *, after_the_loss: bool = False) -> None:
-        """Call `function` with layers on the disk, or on what was left of it when it was copied."""
-
-        def run() -> None:
-            image = self._copied if after_the_loss else self._image
-            subprocess.run(["mount", "-o", "loop", "-t", self._kind, image, self._place], check=True)
-            try:
-                self._world.path = self._place
-                layers = Layers(self._world)
-                try:
-                    function(layers)
-                finally:
-                    layers.close()
-            finally:
-                self._world.path = self._home
-                unmount(str(self._place), detach=False)
-
-        privately(run)
-        wait_for_detached(self._copied if after_the_loss else self._image)
-
-
 def _timeless(tree: dict[bytes, Node]) -> dict[bytes, Node]:
     return {name: msgspec.structs.replace(node, mtime=0) for name, node in tree.items()}
 
@@ -182,8 +144,17 @@ class Crashes(StorageCases):
 
     stride: ClassVar[int] = 1
     """Each so-many-th call into the system is one to die or to fail at: more where a run of each takes too long."""
+    seam: ClassVar[tuple[str, ...]] = ()
+    """Audit events that stand for all that the driver does to the system, each of which is then one to die and to fail
+    at: for a driver whose system calls are made by other programs, or are too many to be traced one by one."""
+    disk: ClassVar[type[Disk]] = Disk
+    """What cases put the driver's root on when they fill it, or take its power away."""
     full: ClassVar[frozenset[int]] = frozenset({errno.ENOSPC})
     """With what a write fails when the disk is full; where a layer is a file system of its own, its journal may too."""
+
+    def strays(self, driver: Storage) -> list[str]:
+        """Name what is in the kernel of layers that are no more, for a driver that keeps something there."""
+        return []
 
     # Crashes and repair
 
@@ -237,8 +208,8 @@ class Crashes(StorageCases):
     @pytest.mark.parametrize("operation", ["prepare", "view", "apply", "commit", "clone", "remove"])
     def test_killed_before_any_system_call_what_is_there_is_whole(self, layers: Layers, operation: str) -> None:
         """59: each call that touches the layers, those of SQLite and of other programs too; 40 of them when more."""
-        scene = _Scene(layers, operation)
-        for call in sample(scene.calls(), max(40 // self.stride, 2)):
+        scene = _Scene(layers, operation, self)
+        for call in scene.calls(40):
             scene.arrange()
             died = killed_before(scene.act, call)
             scene.judge(f"{operation}, killed before {call.text}", expected=None if died else scene.after)
@@ -246,9 +217,9 @@ class Crashes(StorageCases):
     @pytest.mark.parametrize("operation", ["prepare", "apply", "commit", "remove"])
     def test_whatever_system_call_fails_once_what_is_there_is_whole(self, layers: Layers, operation: str) -> None:
         """61: with ENOSPC, EIO, EBUSY and EINTR in turn; what is reported done is done, what is not is in words."""
-        scene = _Scene(layers, operation)
+        scene = _Scene(layers, operation, self)
         codes = cycle((errno.ENOSPC, errno.EIO, errno.EBUSY, errno.EINTR))
-        for call, code in zip(sample(scene.calls(), max(28 // self.stride, 2)), codes, strict=False):
+        for call, code in zip(scene.calls(28), codes, strict=False):
             scene.arrange()
             outcome = failed_at(scene.act, call, code)
             where = f"{operation}, {errno.errorcode[code]} at {call.text}: {outcome.error or 'no error'}"
@@ -408,7 +379,7 @@ class Crashes(StorageCases):
             assert layers.inside("again", names_in) == ["a", "f"]
             layers.remove_all()
 
-        with _Disk(world, self.filesystem) as disk:
+        with self.disk(world, self.filesystem) as disk:
             disk.using(run)
 
     def test_what_was_committed_survives_a_power_loss(self, world: World) -> None:
@@ -429,13 +400,13 @@ class Crashes(StorageCases):
             assert {key: layers.tree(key) for key in trees} == trees
             layers.remove_all()
 
-        with _Disk(world, self.filesystem) as disk:
+        with self.disk(world, self.filesystem, still=True) as disk:
             disk.using(run)
             disk.using(judge, after_the_loss=True)
 
     def test_a_power_loss_at_any_system_call_leaves_what_was_reported(self, world: World) -> None:
         """60: a commit is killed and the power goes, before ten of its calls; nothing half-made has a record."""
-        if reason := needs_strace():
+        if not self.seam and (reason := needs_strace()):
             pytest.skip(reason)
         before: dict[bytes, Node] = {}
 
@@ -451,19 +422,23 @@ class Crashes(StorageCases):
 
         def list_calls(layers: Layers) -> None:
             begin(layers)
-            calls.extend(sample(system_calls(commit, touching=[world.path]), 10, seed=60))
+            every = announcements(commit, self.seam) if self.seam else system_calls(commit, touching=[world.path])
+            calls.extend(sample(every, max(10 // self.stride, 4), seed=60))
 
-        calls: list[SystemCall] = []
-        with _Disk(world, self.filesystem) as disk:
+        calls: list[SystemCall | Announcement] = []
+        with self.disk(world, self.filesystem, still=True) as disk:
             disk.using(list_calls)
         for call in calls:
 
-            def lose(layers: Layers, call: SystemCall = call) -> None:
+            def lose(layers: Layers, call: SystemCall | Announcement = call) -> None:
                 begin(layers)
                 killed_before(commit, call)
                 disk.copy()
+                again = layers.reopen()
+                again.snapshots.recover()  # what the killed one holds must not keep the disk
+                again.close()
 
-            def judge(layers: Layers, call: SystemCall = call) -> None:
+            def judge(layers: Layers, call: SystemCall | Announcement = call) -> None:
                 layers.snapshots.recover()
                 assert layers.snapshots.check() == [], call.text
                 found = {layer.key: layer.state for layer in layers.snapshots.walk()}
@@ -474,7 +449,7 @@ class Crashes(StorageCases):
                     layers.snapshots.remove(key)
                 layers.remove_all()
 
-            with _Disk(world, self.filesystem) as disk:
+            with self.disk(world, self.filesystem, still=True) as disk:
                 disk.using(lose)
                 disk.using(judge, after_the_loss=True)
 
@@ -554,28 +529,8 @@ class Crashes(StorageCases):
 
     def test_a_mount_leaked_elsewhere_does_not_block_removal(self, layers: Layers) -> None:
         """65: another process still has the layer mounted in a namespace of its own."""
-        from transom.services.mounts import mount_all, private_namespace
-
         layers.committed("base", fill=put(a="1"))
         layers.active("child", "base")
-        mounts = layers.snapshots.mounts("child")
-        place = layers.world.path / "leaked"
-        place.mkdir()
-        ready, tell = os.pipe()
-
-        def hold() -> None:
-            private_namespace()
-            mount_all(mounts, str(place))
-            os.write(tell, b"!")
-            time.sleep(60)
-
-        pid = fork(hold)
-        os.close(tell)
-        try:
-            assert os.read(ready, 1) == b"!"
+        with held_elsewhere(layers.snapshots.mounts("child"), layers.world.path / "leaked"):
             layers.snapshots.remove("child")
             assert len(layers.driver.owned()) == 1
-        finally:
-            os.close(ready)
-            os.kill(pid, signal.SIGKILL)
-            wait(pid)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import signal
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from transom.contract.storage import State
+from transom.contract.storage import Mount, State, Storage
 from transom.services.snapshots import Snapshots
+from transom_conformance.faults import fork, wait
 from transom_conformance.suite import World
 
 T = TypeVar("T")
@@ -77,6 +79,35 @@ def _attributes(path: bytes) -> dict[str, bytes]:
     }
 
 
+def prepare(driver: Storage, id: str, *parents: str, size: int | None = None) -> None:
+    """Have the driver itself make an active layer, without core's records."""
+    driver.prepare(id=id, parents=parents, size=size, idmap=None)
+
+
+def inside(
+    driver: Storage, place: Path, id: str, function: Callable[[Path], T], *parents: str, state: State = State.ACTIVE
+) -> T:
+    """Call `function` with a layer of the driver's own, mounted at `place`; see `mounted`."""
+    return mounted(driver.mounts(id=id, parents=parents, state=state), place, function)
+
+
+def mounted(mounts: Sequence[Mount], place: Path, function: Callable[[Path], T]) -> T:
+    """Call `function` with these mounted at `place`, in a thread whose mounts nobody else sees."""
+    from transom.services.mounts import mount_all, privately, unmount
+
+    place.mkdir(parents=True, exist_ok=True)
+
+    def run() -> T:
+        mount_all(mounts, str(place))
+        try:
+            return function(place)
+        finally:
+            for mount in reversed(mounts):
+                unmount(str(place / mount.target) if mount.target else str(place))
+
+    return privately(run)
+
+
 class Layers:
     """The layers of a case: core's service around the driver under test, with a place to mount.
 
@@ -113,26 +144,17 @@ class Layers:
 
     def inside(self, key: str, function: Callable[[Path], T]) -> T:
         """Call `function` with the mounted layer, in a thread whose mounts nobody else sees."""
-        from transom.services.mounts import mount_all, privately, unmount
-
         layer = self.snapshots.stat(key)
         mounts = self.snapshots.mounts(key)
-        place = self.world.path / "mounted" / layer.id
-        place.mkdir(parents=True, exist_ok=True)
         claim = self.snapshots.claim(key) if layer.state is State.ACTIVE else None
 
-        def run() -> T:
-            mount_all(mounts, str(place))
-            try:
-                result = function(place)
-                self.snapshots.unmounting(key, str(place))
-                return result
-            finally:
-                for mount in reversed(mounts):
-                    unmount(str(place / mount.target) if mount.target else str(place))
+        def run(place: Path) -> T:
+            result = function(place)
+            self.snapshots.unmounting(key, str(place))
+            return result
 
         try:
-            return privately(run)
+            return mounted(mounts, self.world.path / "mounted" / layer.id, run)
         finally:
             if claim:
                 claim.release()
@@ -176,6 +198,31 @@ class Layers:
     def remains(self, ids: Iterable[str]) -> list[str]:
         """List what has one of these ids in its name, anywhere in the driver's directories."""
         return sorted(path for path in self.files() if any(id in os.path.basename(path) for id in ids))
+
+
+@contextmanager
+def held_elsewhere(mounts: Sequence[Mount], place: Path) -> Iterator[None]:
+    """Have another process mount these in a namespace of its own, for as long as the ``with`` lasts."""
+    from transom.services.mounts import mount_all, private_namespace
+
+    place.mkdir()
+    ready, tell = os.pipe()
+
+    def hold() -> None:
+        private_namespace()
+        mount_all(mounts, str(place))
+        os.write(tell, b"!")
+        time.sleep(3600)
+
+    pid = fork(hold)
+    os.close(tell)
+    try:
+        assert os.read(ready, 1) == b"!", "it could not be mounted"
+        yield
+    finally:
+        os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        wait(pid)
 
 
 def put(**files: str) -> Fill:
