@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import time
 
@@ -11,8 +12,8 @@ import pytest
 from transom.contract.storage import State
 from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError
-from transom.services.mounts import mount_all, private_namespace, privately, unmount
 from transom_conformance.faults import fork, wait
+from transom_conformance.storage import held_elsewhere, inside, prepare
 from transom_storage_zfs import Zfs
 from transom_storage_zfs.command import understood, zfs
 
@@ -32,26 +33,10 @@ def opened(tmp_path):
     return open
 
 
-def prepare(driver, id, *parents, size=None):
-    driver.prepare(id=id, parents=parents, size=size, idmap=None)
-
-
-def inside(driver, tmp_path, id, function, *parents, state=State.ACTIVE):
-    place = tmp_path / "place"
-    place.mkdir(exist_ok=True)
-    mounts = driver.mounts(id=id, parents=parents, state=state)
-
-    def run():
-        mount_all(mounts, str(place))
-        try:
-            return function(place)
-        finally:
-            unmount(str(place))
-
-    return privately(run)
-
-
-@pytest.mark.parametrize("name", ["-r", "/tank", "tank/", "tank@snap", "a b"])
+@pytest.mark.parametrize(
+    "name",
+    ["-r", "/tank", "tank/", "tank//x", "tank@snap", "tank#mark", "a b", "1tank", "tank/%s", "t\n", "t\0", "\u00e4"],
+)
 def test_a_name_that_is_no_datasets_is_refused(opened, name):
     with pytest.raises(ConfigError) as caught:
         opened(fsname=name)
@@ -59,6 +44,13 @@ def test_a_name_that_is_no_datasets_is_refused(opened, name):
         "storage driver zfs (from --storage-opt): zfs.fsname must be the name of a dataset such as tank/layers, not"
         f" {name!r}"
     )
+
+
+def test_a_misspelt_or_ill_typed_option_is_refused_in_words(opened):
+    with pytest.raises(ConfigError, match=r"zfs\.fsnam\b.*zfs\.fsname"):
+        opened(fsnam="tank/layers")
+    with pytest.raises(ConfigError, match=r"zfs\.fsname=7 \(from --storage-opt\): expected a text"):
+        opened(fsname=7)
 
 
 def test_the_probe_says_what_is_missing(opened):
@@ -107,6 +99,18 @@ def test_what_zfs_says_is_understood(said, code):
     assert (understood(said).errno, understood(said).strerror) == (code, said)
 
 
+def test_a_refusal_for_want_of_space_says_where_it_may_come_from(opened, tmp_path, monkeypatch):
+    (tmp_path / "zfs").write_text("#!/bin/sh\necho \"cannot create 't/l/x': out of space\" >&2\nexit 1\n")
+    (tmp_path / "zfs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(DriverError) as caught:
+        prepare(opened(fsname="t/l"), "x")
+    assert str(caught.value) == (
+        "storage zfs: prepare x failed: cannot create 't/l/x': out of space; free space in the pool (zpool list), or"
+        " raise the dataset's quota"
+    )
+
+
 @real
 def test_what_is_somebody_elses_is_neither_listed_nor_removed(opened, pool):
     driver = opened(fsname=f"{pool}/layers")
@@ -135,29 +139,11 @@ def test_a_layer_removed_in_use_goes_when_it_no_longer_is_and_its_parents_too(op
     prepare(driver, "base")
     driver.commit(id="base", parents=())
     prepare(driver, "used", "base")
-    mounts = driver.mounts(id="used", parents=("base",), state=State.ACTIVE)
-    place = tmp_path / "held"
-    place.mkdir()
-    ready, tell = os.pipe()
-
-    def hold():
-        private_namespace()
-        mount_all(mounts, str(place))
-        os.write(tell, b"!")
-        time.sleep(600)
-
-    pid = fork(hold)
-    os.close(tell)
-    try:
-        assert os.read(ready, 1) == b"!"
+    with held_elsewhere(driver.mounts(id="used", parents=("base",), state=State.ACTIVE), tmp_path / "held"):
         driver.remove(id="used")
         driver.remove(id="base")
         assert driver.owned() == frozenset()
         assert driver.recover() == []
-    finally:
-        os.kill(pid, 9)
-        wait(pid)
-        os.close(ready)
     assert driver.recover() == [
         f"storage zfs: destroyed {id}, which was in use when it was removed" for id in ("used", "base")
     ]
@@ -172,11 +158,11 @@ def test_a_clone_and_what_it_was_made_of_can_go_in_any_order(opened, pool, tmp_p
     prepare(driver, "base")
     driver.commit(id="base", parents=())
     prepare(driver, "source", "base")
-    inside(driver, tmp_path, "source", lambda top: (top / "a").write_text("1"), "base")
+    inside(driver, tmp_path / "place", "source", lambda top: (top / "a").write_text("1"), "base")
     driver.clone(id="copy", source="source", parents=("base",))
     first, second = order
     driver.remove(id=first)
-    assert inside(driver, tmp_path, second, lambda top: (top / "a").read_text(), "base") == "1"
+    assert inside(driver, tmp_path / "place", second, lambda top: (top / "a").read_text(), "base") == "1"
     driver.remove(id=second)
     driver.remove(id="base")
     assert driver.owned() == frozenset()
@@ -192,3 +178,82 @@ def test_a_removal_that_was_begun_by_hand_is_finished(opened, pool):
     subprocess.run(["zfs", "create", f"{pool}/layers/other"], check=True)
     driver.remove(id="base")
     assert driver.owned() == frozenset()
+
+
+@real
+def test_a_layer_that_somebody_else_has_cloned_waits_for_the_clone(opened, pool):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "base")
+    driver.commit(id="base", parents=())
+    zfs("clone", "-o", "mountpoint=legacy", f"{pool}/layers/base@committed", f"{pool}/precious")
+    driver.remove(id="base")
+    assert driver.owned() == frozenset()
+    assert driver.recover() == []
+    assert zfs("get", "-H", "-o", "value", "origin", f"{pool}/precious").strip() == f"{pool}/layers/base@committed"
+    zfs("destroy", f"{pool}/precious")
+    assert driver.recover() == ["storage zfs: destroyed base, which was in use when it was removed"]
+
+
+@real
+def test_a_snapshot_whose_destruction_is_deferred_goes_with_its_last_child(opened, pool):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "base")
+    driver.commit(id="base", parents=())
+    prepare(driver, "child", "base")
+    zfs("destroy", "-d", f"{pool}/layers/base@committed")
+    driver.remove(id="child")
+    assert zfs("list", "-H", "-r", "-t", "snapshot", f"{pool}/layers") == ""
+    driver.remove(id="base")
+    assert driver.owned() == frozenset()
+
+
+@real
+def test_killed_while_zfs_runs_recovery_waits_for_its_end(opened, pool, tmp_path, monkeypatch):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "base")
+    begun, real_zfs = tmp_path / "begun", shutil.which("zfs")
+    slow = tmp_path / "bin" / "zfs"
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/sh\ncase $1 in destroy) touch {begun}; sleep 3;; esac\nexec {real_zfs} "$@"\n')
+    slow.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+        pid = fork(lambda: driver.remove(id="base"))
+        end = time.monotonic() + 60
+        while not begun.exists():
+            assert time.monotonic() < end, "zfs was not started"
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert wait(pid) == -signal.SIGKILL
+    assert driver.owned() == {"base"}
+    assert driver.recover() == []
+    assert driver.owned() == frozenset()
+
+
+@real
+def test_a_name_that_zfs_finds_too_long_is_told_in_its_words(opened, pool):
+    driver = opened(fsname=f"{pool}/layers")
+    with pytest.raises(DriverError, match=r"^storage zfs: prepare x+ failed: cannot create .*too long"):
+        prepare(driver, "x" * 300)
+    assert driver.owned() == frozenset()
+
+
+@real
+def test_what_filled_the_quota_can_be_removed_and_then_there_is_space_again(opened, pool, tmp_path):
+    driver = opened(fsname=f"{pool}/layers")
+    prepare(driver, "large")
+    zfs("set", "quota=8M", f"{pool}/layers")
+
+    def fill(top):
+        with pytest.raises(OSError) as caught, open(top / "f", "wb", buffering=0) as file:
+            for _ in range(64):
+                file.write(os.urandom(1 << 20))
+                os.fsync(file.fileno())
+        assert caught.value.errno in {errno.EDQUOT, errno.ENOSPC}
+
+    inside(driver, tmp_path / "place", "large", fill)
+    driver.remove(id="large")
+    zfs("sync", pool, program="zpool")
+    prepare(driver, "again")
+    inside(driver, tmp_path / "place", "again", lambda top: (top / "f").write_bytes(os.urandom(1 << 20)))
+    assert driver.owned() == {"again"}

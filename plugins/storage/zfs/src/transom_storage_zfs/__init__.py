@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import time
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,6 +23,8 @@ PROPERTY = "transom:layer"
 """Set on each dataset of ours, to the identity of the driver's root: what does not have it is somebody else's."""
 REMOVED = "transom:removed"
 """Set on a layer that was removed while it was mounted elsewhere."""
+_DATASET = r"[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9_.:-]+)*"
+"""zfsconcepts(7), zpool-create(8); without the space, which mount tables write otherwise."""
 PATIENCE = 10.0
 """Seconds for an unmount in a namespace that ends to have its effect."""
 
@@ -35,7 +37,7 @@ class ZfsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         """Refuse what would be an option of zfs(8), or a snapshot."""
-        if self.fsname.startswith(("-", "/")) or self.fsname.endswith("/") or set("@#% ") & set(self.fsname):
+        if self.fsname and not re.fullmatch(_DATASET, self.fsname):
             raise ValueError(f"zfs.fsname must be the name of a dataset such as tank/layers, not {self.fsname!r}")
 
 
@@ -78,22 +80,29 @@ class Zfs(Storage):
                 self._change("clone", *self._properties(size), origin, self._dataset(id))
 
     def mounts(self, id: str, parents: tuple[str, ...], state: State) -> tuple[Mount, ...]:
-        """The dataset; a view shows its parent's."""
-        shown = parents[0] if state is State.VIEW else id
+        """The dataset, or of what is committed the snapshot, which nothing can change; a view shows its parent's."""
         readonly = state is not State.ACTIVE
         options = (*self.options.mountopt, *(("ro",) if readonly else ()))
         with self._telling("mounts", id):
-            return (Mount(type="zfs", source=self._dataset(shown), options=options, readonly=readonly),)
+            shown = self._dataset(parents[0] if state is State.VIEW else id)
+            source = f"{shown}@{SNAPSHOT}" if readonly else shown
+            return (Mount(type="zfs", source=source, options=options, readonly=readonly),)
 
     def commit(self, id: str, parents: tuple[str, ...]) -> None:
-        """Make the dataset read-only and take the snapshot: on return both are on disk (zfs-snapshot(8))."""
+        """Take the snapshot: on return it is on disk (zfs-snapshot(8)).
+
+        One that is there already is of a commit that was killed before core knew of it: what was written since belongs
+        to the layer, so it is taken anew.
+        """
         with self._telling("commit", id):
-            self._change("set", "readonly=on", self._dataset(id))
+            snapshot = f"{self._dataset(id)}@{SNAPSHOT}"
             try:
-                self._change("snapshot", f"{self._dataset(id)}@{SNAPSHOT}")
+                self._change("snapshot", snapshot)
             except OSError as error:
                 if error.errno != errno.EEXIST:
                     raise
+                self._change("destroy", snapshot)
+                self._change("snapshot", snapshot)
 
     def remove(self, id: str) -> None:
         """Destroy the dataset; one that is still mounted somewhere is marked, and goes when it no longer is."""
@@ -124,16 +133,16 @@ class Zfs(Storage):
         from transom_storage_zfs.usage import inodes
 
         with self._telling("usage", id):
-            layers = self._layers()
-            if id not in layers:  # a view
+            if id not in self._layers():  # a view
                 return Usage(size=0, inodes=0)
             self._run("sync", self._fsname.partition("/")[0], program="zpool")
-            committed = self._value("readonly", self._dataset(id)) == "on"
-            subject = f"{self._dataset(id)}@{SNAPSHOT}" if committed else self._dataset(id)
-            shown = [self.mounts(id=id, parents=parents, state=State.COMMITTED if committed else State.ACTIVE)[0]]
+            shown = [self.mounts(id=id, parents=parents, state=State.ACTIVE)[0]]
+            written = "referenced"
             if parents:
                 shown.append(self.mounts(id=parents[0], parents=parents[1:], state=State.COMMITTED)[0])
-            return Usage(size=int(self._value("written", subject)), inodes=inodes(shown, os.fspath(self.run)))
+                written = f"written@{shown[1].source}"
+            size = int(self._value(written, self._dataset(id)))
+            return Usage(size=size, inodes=inodes(shown, os.fspath(self.run)))
 
     def recover(self) -> list[str]:
         """Destroy what was in use when it was removed, once programs of killed processes have ended."""
@@ -229,23 +238,25 @@ class Zfs(Storage):
         Raises:
             OSError: EBUSY, it is mounted somewhere; ENOTEMPTY, a removed child that is mounted somewhere pins it.
         """
-        end, pause = time.monotonic() + PATIENCE, 0.01
-        promoted = False
-        while True:
+        from transom.services.mounts import once_unmounted
+
+        dataset = self._dataset(id)
+        busy: OSError | None = None
+
+        def destroyed(*, promoted: bool = False) -> bool:
+            nonlocal busy
             try:
-                self._change("destroy", "-r", self._dataset(id))
-                return
+                self._change("destroy", "-r", dataset)
             except OSError as error:
-                if error.errno == errno.ENOENT:
-                    return
-                if error.errno == errno.ENOTEMPTY and not promoted:
-                    promoted = self._promote(id)
-                    if promoted:
-                        continue
-                if error.errno != errno.EBUSY or time.monotonic() > end or self._mounted_somewhere(id):
+                if error.errno == errno.ENOTEMPTY and not promoted and self._promote(id):
+                    return destroyed(promoted=True)
+                if error.errno not in {errno.ENOENT, errno.EBUSY}:
                     raise
-            time.sleep(pause)
-            pause = min(2 * pause, 0.5)
+                busy = error if error.errno == errno.EBUSY else None
+            return busy is None
+
+        if not once_unmounted(destroyed, f" - zfs {dataset}", patience=PATIENCE) and busy:
+            raise busy
 
     def _destroyed(self, id: str) -> bool:
         try:
@@ -265,18 +276,6 @@ class Zfs(Storage):
                 self._change("promote", clones.split(",")[0])
                 found = True
         return found
-
-    def _mounted_somewhere(self, id: str) -> bool:
-        """Say whether a process sees the dataset mounted, and so is not merely about to let go of it."""
-        wanted = f" - zfs {self._dataset(id)} "
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as lines:
-                    if any(wanted in line for line in lines):
-                        return True
-            except OSError:
-                continue
-        return False
 
     def _value(self, name: str, dataset: str) -> str:
         return self._run("get", "-H", "-p", "-o", "value", name, dataset).strip()
