@@ -73,7 +73,15 @@ class Btrfs(Storage):
         self._make(id, source, None)
 
     def mounts(self, id: str, parents: tuple[str, ...], state: State) -> tuple[Mount, ...]:
-        """A bind mount: of the layer, or of the parent that a view shows."""
+        """A bind mount: of the layer, or of the parent that a view shows.
+
+        An active layer is writable again if a commit was killed before core knew of it.
+        """
+        from transom_storage_btrfs.ioctls import set_readonly
+
+        if state is State.ACTIVE:
+            with self._in_words("mounts", id), _opened(f"{self.root}/{id}") as layer:
+                set_readonly(layer, False)
         shown = parents[0] if state is State.VIEW else id
         return (Mount(type="bind", source=f"{self.root}/{shown}", readonly=state is not State.ACTIVE),)
 
