@@ -1,10 +1,12 @@
 """What is devicemapper's own: the pool, its transactions, its options, what it says when something is missing."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import time
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ import pytest
 from transom.contract.storage import State
 from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError, NotSupported
-from transom.services.mounts import mount_all, private_namespace, privately, unmount
-from transom_conformance.faults import fork, wait
+from transom.services.mounts import mount_all, unmount
+from transom_conformance.faults import announcements, failed_at, fork, killed_before, sample, wait
+from transom_conformance.storage import held_elsewhere, inside, prepare
 from transom_storage_devicemapper import Devicemapper, loops
 from transom_storage_devicemapper.ioctl import Mapper
 
@@ -24,6 +27,7 @@ SMALL = {
     "dm.mkfsarg": "-J size=4",
 }
 PROBE = Devicemapper(options=Devicemapper.Options(), root=Path("/nowhere"), run=Path("/nowhere")).probe()
+SEAM = ("fcntl.ioctl", "os.rename", "os.remove", "subprocess.Popen")
 thin = pytest.mark.skipif(not PROBE.usable, reason=f"devicemapper cannot run here: {PROBE.reason}")
 
 
@@ -46,25 +50,6 @@ def opened(tmp_path):
     for name in ("data", "metadata"):
         if (root / name).exists():
             assert loops.wait_until_free(str(root / name), 30) == []
-
-
-def prepare(driver, id, *parents, size=None):
-    driver.prepare(id=id, parents=parents, size=size, idmap=None)
-
-
-def inside(driver, tmp_path, id, function, *parents, state=State.ACTIVE):
-    place = tmp_path / "place"
-    place.mkdir(exist_ok=True)
-    mounts = driver.mounts(id=id, parents=parents, state=state)
-
-    def run():
-        mount_all(mounts, str(place))
-        try:
-            return function(place)
-        finally:
-            unmount(str(place))
-
-    return privately(run)
 
 
 def eventually(condition):
@@ -149,9 +134,34 @@ def test_a_pool_that_is_not_the_records_is_left_alone(opened):
         assert str(caught.value) == (
             f"storage devicemapper: opening pool {pool._name} failed: the pool is at transaction {reached + 7}, its"
             f" records at {reached}; another tool changed the pool, or {driver.root} was restored without it;"
-            " restore both together, nothing was changed"
+            " restore both together, nothing more was changed"
         )
     assert driver.owned() == {"base"}
+
+
+@thin
+def test_a_pool_that_another_tool_changes_meanwhile_is_not_moved_on(opened, monkeypatch):
+    driver = opened()
+    prepare(driver, "base")
+    pool = driver._pool
+    reached, send = pool.status().transaction, pool._mapper.message
+
+    def meddling(name, text):
+        send(name, text)
+        if text.startswith("create_snap"):
+            send(name, f"set_transaction_id {reached} {reached + 7}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._mapper, "message", meddling)
+        with pytest.raises(DriverError) as caught:
+            prepare(driver, "child", "base")
+    assert f"the pool is at transaction {reached + 7}, its records at {reached + 1}; another tool" in str(caught.value)
+    with pytest.raises(DriverError, match=f"at transaction {reached + 7}, its records at {reached + 1};"):
+        driver.recover()
+    send(pool._name, f"set_transaction_id {reached + 7} {reached}")  # the other tool takes it back
+    assert driver.recover() == ["storage devicemapper: finished an interrupted transaction of the pool"]
+    assert driver.owned() == {"base"}
+    prepare(driver, "child", "base")
 
 
 @thin
@@ -173,7 +183,7 @@ def test_a_copy_of_a_root_in_use_is_refused(opened, tmp_path):
     driver = opened()
     prepare(driver, "base")
     copy = tmp_path / "copy"
-    shutil.copytree(driver.root, copy)
+    subprocess.run(["cp", "-a", driver.root, copy], check=True)  # holes stay holes
     other = Devicemapper(options=driver.options, root=copy, run=tmp_path / "copy-run")
     with pytest.raises(DriverError, match=f"it is not over {copy}/metadata; {copy} is a copy of a root in use"):
         prepare(other, "child")
@@ -198,46 +208,73 @@ def test_killed_it_leaves_neither_pool_nor_loop_device(opened):
 
 
 @thin
+@pytest.mark.parametrize("there", [False, True])
+def test_killed_or_failing_at_any_step_the_pool_is_made_or_started_the_next_time(opened, there):
+    used = set()
+
+    def begin():
+        prepare(opened(), "first")
+
+    def clear_up(driver):
+        driver.recover()
+        driver.remove(id="first")
+        prepare(driver, "second")
+        assert driver.owned() == {"second"}
+        driver.remove(id="second")
+        used.add(driver._pool.status().data[0])
+        driver.close()
+        assert Mapper().names() == []
+        for name in ("data", "metadata"):
+            assert loops.wait_until_free(str(driver.root / name), 30) == []
+        if not there:
+            shutil.rmtree(driver.root)
+
+    calls = announcements(begin, SEAM)
+    clear_up(opened())
+    if there:
+        calls = announcements(begin, SEAM)
+        clear_up(opened())
+    faults = cycle((0, errno.ENOSPC, errno.EIO, 0, errno.EBUSY))
+    for call, code in zip(sample(calls, 15), faults, strict=False):  # all are two minutes
+        if code:
+            failed_at(begin, call, code)
+        else:
+            killed_before(begin, call)
+        clear_up(opened())
+    assert len(used) == 1, f"blocks of the pool that no volume on record has: {used}"
+
+
+@thin
 def test_a_layer_removed_in_use_goes_when_it_no_longer_is(opened, tmp_path):
     driver = opened()
     prepare(driver, "used")
-    mounts = driver.mounts(id="used", parents=(), state=State.ACTIVE)
-    place = tmp_path / "held"
-    place.mkdir()
-    ready, tell = os.pipe()
-
-    def hold():
-        private_namespace()
-        mount_all(mounts, str(place))
-        os.write(tell, b"!")
-        time.sleep(300)
-
-    pid = fork(hold)
-    os.close(tell)
-    try:
-        assert os.read(ready, 1) == b"!"
+    pool = driver._pool
+    device = f"{pool._name}-{pool.find('layers', 'used').device}"
+    with held_elsewhere(driver.mounts(id="used", parents=(), state=State.ACTIVE), tmp_path / "held"):
         driver.remove(id="used")
         assert driver.owned() == frozenset()
         assert driver.status()["Deferred Deleted Device Count"] == "1"
         assert driver.recover() == []
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        wait(pid)
-        os.close(ready)
+        assert device in Mapper().names()
+    eventually(lambda: device not in Mapper().names())  # the kernel's own deferred removal: nobody asked again
     assert driver.recover() == ["storage devicemapper: deleted used, which was in use when it was removed"]
     assert driver.recover() == []
     assert driver.status()["Deferred Deleted Device Count"] == "0"
 
 
 @thin
-def test_the_space_of_a_removed_layer_goes_back_to_the_disk(opened, tmp_path):
-    driver = opened()
+@pytest.mark.parametrize("discard", [True, False])
+def test_the_space_of_a_removed_layer_goes_back_to_the_disk_unless_told_otherwise(opened, tmp_path, discard):
+    driver = opened() if discard else opened(blkdiscard="false")
     prepare(driver, "base")
     before = os.stat(driver.root / "data").st_blocks
-    inside(driver, tmp_path, "base", lambda top: (top / "large").write_bytes(os.urandom(24 << 20)))
+    inside(driver, tmp_path / "place", "base", lambda top: (top / "large").write_bytes(os.urandom(24 << 20)))
     assert os.stat(driver.root / "data").st_blocks - before > (20 << 20) // 512
+    used = driver._pool.status().data[0]
     driver.remove(id="base")
-    assert os.stat(driver.root / "data").st_blocks - before < (4 << 20) // 512
+    assert used - driver._pool.status().data[0] > (20 << 20) // (64 << 10)
+    kept = os.stat(driver.root / "data").st_blocks - before
+    assert kept < (4 << 20) // 512 if discard else kept > (20 << 20) // 512
 
 
 @thin
@@ -250,7 +287,7 @@ def test_a_deleted_file_is_trimmed_when_the_layer_is_committed(opened, tmp_path)
         os.sync()
         (top / "large").unlink()
 
-    inside(driver, tmp_path, "base", come_and_go)
+    inside(driver, tmp_path / "place", "base", come_and_go)
     used = driver._pool.status().data[0]
     driver.commit(id="base", parents=())
     assert used - driver._pool.status().data[0] > (20 << 20) // (64 << 10)
@@ -261,7 +298,7 @@ def test_a_deleted_file_is_trimmed_when_the_layer_is_committed(opened, tmp_path)
 def test_a_layer_is_as_large_as_it_was_asked_to_be(opened, tmp_path, size):
     driver = opened()
     prepare(driver, "base")
-    inside(driver, tmp_path, "base", lambda top: (top / "kept").write_text("kept"))
+    inside(driver, tmp_path / "place", "base", lambda top: (top / "kept").write_text("kept"))
     driver.commit(id="base", parents=())
     prepare(driver, "child", "base", size=size)
 
@@ -269,7 +306,7 @@ def test_a_layer_is_as_large_as_it_was_asked_to_be(opened, tmp_path, size):
         found = os.statvfs(top)
         return os.listdir(top), found.f_blocks * found.f_frsize
 
-    names, total = inside(driver, tmp_path, "child", look, "base")
+    names, total = inside(driver, tmp_path / "place", "child", look, "base")
     assert names == ["kept"]
     assert 0.7 * size < total <= size
 
@@ -278,7 +315,7 @@ def test_a_layer_is_as_large_as_it_was_asked_to_be(opened, tmp_path, size):
 def test_a_size_below_what_the_parent_holds_is_refused(opened, tmp_path):
     driver = opened()
     prepare(driver, "base")
-    inside(driver, tmp_path, "base", lambda top: (top / "large").write_bytes(os.urandom(30 << 20)))
+    inside(driver, tmp_path / "place", "base", lambda top: (top / "large").write_bytes(os.urandom(30 << 20)))
     driver.commit(id="base", parents=())
     with pytest.raises(NotSupported) as caught:
         prepare(driver, "tiny", "base", size=1 << 20)
@@ -297,7 +334,7 @@ def test_xfs_serves_too(opened, tmp_path):
         pytest.skip("needs mkfs.xfs")
     driver = opened(fs="xfs", basesize="300m", mkfsarg="")
     prepare(driver, "base")
-    inside(driver, tmp_path, "base", lambda top: (top / "a").write_text("1"))
+    inside(driver, tmp_path / "place", "base", lambda top: (top / "a").write_text("1"))
     driver.commit(id="base", parents=())
     prepare(driver, "child", "base", size=600 << 20)
 
@@ -305,7 +342,7 @@ def test_xfs_serves_too(opened, tmp_path):
         (top / "b").write_text("2")
         return os.statvfs(top).f_blocks * os.statvfs(top).f_frsize
 
-    assert inside(driver, tmp_path, "child", write, "base") > 500 << 20
+    assert inside(driver, tmp_path / "place", "child", write, "base") > 500 << 20
     # Both at once: snapshots of one file system have the same UUID.
     with_parent = driver.mounts(id="base", parents=(), state=State.COMMITTED)
     place = tmp_path / "parent"
@@ -318,7 +355,7 @@ def test_xfs_serves_too(opened, tmp_path):
         finally:
             unmount(str(place))
 
-    assert inside(driver, tmp_path, "child", both, "base") == (["a", "b"], ["a"])
+    assert inside(driver, tmp_path / "place", "child", both, "base") == (["a", "b"], ["a"])
     with pytest.raises(NotSupported, match=r"xfs cannot shrink, use dm.fs=ext4"):
         prepare(driver, "smaller", "child", size=310 << 20)
 
@@ -329,7 +366,7 @@ def test_a_pool_that_fills_up_is_enlarged_then_refuses(opened, tmp_path):
     prepare(driver, "base")
     for n in range(2):
         prepare(driver, f"l{n}")
-        inside(driver, tmp_path, f"l{n}", lambda top: (top / "f").write_bytes(os.urandom(40 << 20)))
+        inside(driver, tmp_path / "place", f"l{n}", lambda top: (top / "f").write_bytes(os.urandom(40 << 20)))
     with pytest.raises(DriverError) as caught:
         prepare(driver, "more")
     assert "of the pool's data is free, dm.min_free_space is 40%" in str(caught.value)
@@ -340,7 +377,25 @@ def test_a_pool_that_fills_up_is_enlarged_then_refuses(opened, tmp_path):
                     thinp_autoextend_percent="90%")  # fmt: skip
     prepare(larger, "more")
     assert os.stat(larger.root / "data").st_size > 200 << 20
-    assert inside(larger, tmp_path, "l0", lambda top: (top / "f").stat().st_size) == 40 << 20
+    assert inside(larger, tmp_path / "place", "l0", lambda top: (top / "f").stat().st_size) == 40 << 20
+
+
+@thin
+def test_metadata_that_fill_up_are_enlarged_then_refused(opened):
+    options = {"loopdatasize": "4g", "loopmetadatasize": "4m", "min_free_space": "0%"}
+    driver = opened(thinp_autoextend_threshold="0%", **options)
+    prepare(driver, "base")
+    before = driver._pool.status()
+    driver.close()
+    larger = opened(thinp_autoextend_threshold="1%", thinp_autoextend_percent="50%", **options)
+    prepare(larger, "more")
+    status = larger._pool.status()
+    assert (status.metadata[1], status.data[1]) == (before.metadata[1] * 3 // 2, before.data[1])
+    larger.close()
+    strict = opened(thinp_autoextend_threshold="0%", **{**options, "min_free_space": "99%"})
+    with pytest.raises(DriverError, match=r"only \d\d% of the pool's metadata is free, dm.min_free_space is 99%"):
+        prepare(strict, "refused")
+    assert strict.owned() == {"base", "more"}
 
 
 @thin
@@ -356,7 +411,7 @@ def test_writes_to_a_full_pool_fail_at_once(opened, tmp_path):
                 os.fsync(file.fileno())
         return time.monotonic() - start
 
-    assert inside(driver, tmp_path, "base", fill) < 45
+    assert inside(driver, tmp_path / "place", "base", fill) < 45
     driver.remove(id="base")
     assert driver.owned() == frozenset()
 
@@ -379,13 +434,13 @@ def test_block_devices_serve_when_they_are_empty(opened, disks, tmp_path):
     data, metadata = disks
     driver = opened(datadev=data, metadatadev=metadata)
     prepare(driver, "base")
-    inside(driver, tmp_path, "base", lambda top: (top / "a").write_text("1"))
+    inside(driver, tmp_path / "place", "base", lambda top: (top / "a").write_text("1"))
     driver.commit(id="base", parents=())
     driver.close()
     assert not (driver.root / "data").exists()
     again = opened(datadev=data, metadatadev=metadata)
     prepare(again, "child", "base")
-    assert inside(again, tmp_path, "child", lambda top: (top / "a").read_text(), "base") == "1"
+    assert inside(again, tmp_path / "place", "child", lambda top: (top / "a").read_text(), "base") == "1"
     assert again.status()["Data file"] == data
     again.close()
     shutil.rmtree(driver.root)
@@ -403,13 +458,13 @@ def test_a_thin_pool_of_somebody_elses_serves(opened, disks, tmp_path):
     try:
         driver = opened(thinpooldev="/dev/mapper/transom-test-pool")
         prepare(driver, "base")
-        inside(driver, tmp_path, "base", lambda top: (top / "a").write_text("1"))
+        inside(driver, tmp_path / "place", "base", lambda top: (top / "a").write_text("1"))
         driver.commit(id="base", parents=())
         driver.close()
         assert "transom-test-pool" in Mapper().names()
         again = opened(thinpooldev="/dev/mapper/transom-test-pool")
         prepare(again, "child", "base")
-        assert inside(again, tmp_path, "child", lambda top: (top / "a").read_text(), "base") == "1"
+        assert inside(again, tmp_path / "place", "child", lambda top: (top / "a").read_text(), "base") == "1"
         again.close()
         with pytest.raises(DriverError, match="pool absent failed: there is no such thin pool"):
             prepare(Devicemapper(options=opened(thinpooldev="absent").options, root=tmp_path / "x", run=tmp_path), "b")

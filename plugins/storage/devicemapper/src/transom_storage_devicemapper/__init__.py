@@ -139,14 +139,15 @@ class Devicemapper(Storage):
             return (self._mount(volume, device.node, readonly=readonly),)
 
     def commit(self, id: str, parents: tuple[str, ...]) -> None:
-        """Sync the file system, give back what it does not use, and have no journal left to replay."""
+        """Sync the file system, give back what it does not use, and have no journal left to replay.
+
+        A volume may be committed already: killed before core knew of it, and written to since.
+        """
         with self._telling("commit", id):
             from transom.services.files import sync_filesystem
             from transom_storage_devicemapper.filesystems import inside, trim
 
             volume = self._volume(id)
-            if volume.committed:
-                return
             place = f"{self.run}/{_PLACE}"
 
             def finish() -> None:

@@ -32,6 +32,7 @@ import msgspec
 
 from transom.errors import DriverError
 from transom.services.files import Lock, closing, sync_directory, write_atomic
+from transom.services.mounts import once_unmounted
 from transom_storage_devicemapper import loops
 from transom_storage_devicemapper.ioctl import SECTOR, Device, Mapper
 
@@ -211,34 +212,16 @@ class Pool:
         self._mapper.load(name, "thin", volume.size // SECTOR, f"{self._number} {volume.device}")
         self._mapper.resume(name)
 
-    def deactivate(self, volume: Volume, *, patience: float = PATIENCE) -> bool:
+    def deactivate(self, volume: Volume) -> bool:
         """Remove the volume's device; say whether it is gone. The last unmount may be a moment ago."""
-        name, end, pause = self._volume_name(volume), time.monotonic() + patience, 0.001
-        while not self._mapper.remove(name):
-            if time.monotonic() > end or self._mounted_somewhere(name):
-                return False
-            time.sleep(pause)
-            pause = min(2 * pause, 0.1)
-        return True
+        name, device = self._volume_name(volume), self.device(volume)
+        if device is None:
+            return True
+        return once_unmounted(lambda: self._mapper.remove(name), f" {device.number} ", patience=PATIENCE)
 
     def let_go(self, volume: Volume) -> bool:
         """Have the kernel remove the volume's device when its last user has gone; say whether it went at once."""
         return self._mapper.remove(self._volume_name(volume), deferred=True)
-
-    def _mounted_somewhere(self, name: str) -> bool:
-        """Say whether a process sees the device mounted, and so is not merely about to let go of it."""
-        device = self._mapper.device(name)
-        if device is None:
-            return False
-        wanted = f" {device.number} "
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="replace") as lines:
-                    if any(wanted in line for line in lines):
-                        return True
-            except OSError:
-                continue
-        return False
 
     def _volume_name(self, volume: Volume) -> str:
         return f"{self._name}-{volume.device}"
@@ -276,12 +259,7 @@ class Pool:
         if reached == newest.number:
             return False
         if reached != newest.number - 1:
-            raise DriverError(
-                "opening", driver=WHO, subject=f"pool {self._name}",
-                cause=f"the pool is at transaction {reached}, its records at {newest.number}",
-                hint=f"another tool changed the pool, or {self._root} was restored without it; restore both together,"
-                " nothing was changed",
-            )  # fmt: skip
+            raise self._conflict(reached, newest.number)
         if newest.operation != "none":
             self._drop(newest.device)
             self._unlink(f"{self._root}/{newest.path}")
@@ -305,7 +283,21 @@ class Pool:
         return transaction
 
     def _end(self, transaction: Transaction) -> None:
-        self._mapper.message(self._name, f"set_transaction_id {transaction.number - 1} {transaction.number}")
+        number = transaction.number
+        try:
+            self._mapper.message(self._name, f"set_transaction_id {number - 1} {number}")
+        except OSError as error:
+            if error.errno != errno.EINVAL or (reached := self.status().transaction) == number - 1:
+                raise
+            raise self._conflict(reached, number) from error
+
+    def _conflict(self, reached: int, number: int) -> DriverError:
+        return DriverError(
+            "opening", driver=WHO, subject=f"pool {self._name}",
+            cause=f"the pool is at transaction {reached}, its records at {number}",
+            hint=f"another tool changed the pool, or {self._root} was restored without it; restore both together,"
+            " nothing more was changed",
+        )  # fmt: skip
 
     def _write(self, name: str, record: msgspec.Struct) -> None:
         write_atomic(f"{self._root}/{name}", msgspec.json.encode(record), mode=0o600)
