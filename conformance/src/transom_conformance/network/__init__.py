@@ -16,12 +16,13 @@ An author's own run::
 
 from __future__ import annotations
 
-from transom_conformance.network.cases import NetworkCases
+from transom_conformance.network.cases import NetworkCases, own_site
 from transom_conformance.network.connectivity import Connectivity
 from transom_conformance.network.crashes import Crashes
 from transom_conformance.network.inputs import Inputs
 from transom_conformance.network.isolation import Isolation
 from transom_conformance.network.lifecycle import LifeCycle
+from transom_conformance.network.parents import OnAParent
 from transom_conformance.network.publishing import Publishing
 from transom_conformance.network.site import (
     HOST,
@@ -59,12 +60,14 @@ __all__ = [
     "Container",
     "NetworkCases",
     "NetworkSuite",
+    "OnAParent",
     "Site",
     "connection",
     "exchange",
     "ip_batch",
     "ip_json",
     "listen",
+    "own_site",
     "plain",
     "talk",
     "together",

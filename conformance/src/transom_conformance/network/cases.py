@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -28,14 +30,34 @@ class NetworkCases(Suite):
     @pytest.fixture
     def site(self, world: World) -> Iterator[Site]:
         """The host and its neighbour; behind the case the host must be as it was before."""
-        site = Site(self, world)
-        self.prepare(site)
-        before = site.census()
-        try:
+        with kept(self, world) as site:
             yield site
-        finally:
+
+
+@contextmanager
+def kept(suite: NetworkCases, world: World) -> Iterator[Site]:
+    """Make a site, sweep it at the end, and see that nothing is left on its host."""
+    site = Site(suite, world)
+    suite.prepare(site)
+    before = site.census()
+    try:
+        yield site
+    finally:
+        site.sweep()
+        owned = site.driver.owned()
+        left = site.census() - before
+    assert owned == Owned()
+    assert not left, f"left behind on the host: {', '.join(sorted(left))}"
+
+
+@contextmanager
+def own_site(suite: NetworkCases, path: Path) -> Iterator[Site]:
+    """Make a site for what a driver has to prove beside the suite, below an empty directory."""
+    world = World(path=path, kind=suite.kind, driver=suite.driver, options=suite.options)
+    try:
+        with kept(suite, world) as site:
+            yield site
             site.sweep()
-            owned = site.driver.owned()
-            left = site.census() - before
-        assert owned == Owned()
-        assert not left, f"left behind on the host: {', '.join(sorted(left))}"
+            assert site.driver.recover() == []
+    finally:
+        world.clean_up()

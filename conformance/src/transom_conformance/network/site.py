@@ -223,9 +223,11 @@ class Site:
 def host_census() -> frozenset[str]:
     """Describe interfaces, addresses, routes, firewall and settings of the thread's namespace."""
     seen: set[str] = set()
-    for words in (["-o", "link"], ["-o", "address"], ["route", "show", "table", "all"], ["-6", "route", "show"]):
-        text = subprocess.run(["ip", *words], text=True, capture_output=True, check=True).stdout
-        seen.update(f"{words[-1]}: {kept}" for kept in map(steady, text.splitlines()) if kept)
+    for words, batch in ((["-o"], "link\naddress\nroute show table all\n"), (["-6"], "route show\n")):
+        text = subprocess.run(
+            ["ip", *words, "-batch", "-"], input=batch, text=True, capture_output=True, check=True
+        ).stdout
+        seen.update(kept for kept in map(steady, text.splitlines()) if kept)
     if shutil.which("nft"):
         text = subprocess.run(["nft", "list", "ruleset"], text=True, capture_output=True, check=True).stdout
         seen.update(f"firewall: {line.strip()}" for line in text.splitlines())
@@ -286,8 +288,8 @@ def talk(netns: int, server: socket.socket, address: str, port: int = 0, *, pati
         OSError: it was not reached, or the answer did not arrive.
     """
     with inside(netns, socket.socket, family(address), server.type) as client:
-        client.settimeout(patience)
-        server.settimeout(patience if server.type == TCP else patience / 4)
+        for end in (client, server):
+            end.settimeout(patience if server.type == TCP else patience / 4)
         target = address, port or server.getsockname()[1]
         client.connect(target)
         if server.type == TCP:
@@ -296,16 +298,19 @@ def talk(netns: int, server: socket.socket, address: str, port: int = 0, *, pati
                 peer.settimeout(patience)
                 exchange(client, peer)
             return str(source[0])
+        token = os.urandom(8)  # what an earlier client has sent may still be under way
         for attempt in range(4):
             try:
-                client.send(b"%d" % attempt)
+                client.send(token)
                 got, source = server.recvfrom(99)
+                while got != token:
+                    got, source = server.recvfrom(99)
+                server.sendto(got, source)
+                assert client.recv(99) == got
             except (TimeoutError, ConnectionRefusedError):
                 if attempt == 3:
                     raise
                 continue
-            server.sendto(got, source)
-            assert client.recv(99) == got
             break
         return str(source[0])
 

@@ -15,15 +15,16 @@ import errno
 import struct
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from transom.contract import Probe
-from transom.contract.network import Attachment, Endpoint, Network, NetworkDriver, Owned
+from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability, NetworkDriver, Owned
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, choices, nearest
 from transom.services import interfaces, netlink
 from transom.services.files import Lock, closing
+from transom.services.interfaces import INTERFACE_DOCS, InterfaceName, InterfaceOptions
 from transom.services.netlink import Link, Session
 from transom.services.netns import create, current, inside
 
@@ -31,6 +32,36 @@ _VLAN_ID, _PEER = 1, 1
 _VLANS = 4094
 _BORROWED = "transom parent"
 """The alias of a VLAN interface that was made for whichever networks are on it."""
+
+CAPABILITIES = frozenset(
+    {
+        NetworkCapability.L2,
+        NetworkCapability.NAMES,
+        NetworkCapability.IPV6,
+        NetworkCapability.INTERNAL,
+        NetworkCapability.HOT_PLUG,
+    }
+)
+"""What every driver of this sort can do."""
+
+
+class ParentOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ``network create --opt`` accepts where users name the parent; a driver adds its own."""
+
+    parent: InterfaceName | None = None
+    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = msgspec.field(name="com.docker.network.driver.mtu", default=0)
+    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
+        name="com.docker.network.container_iface_prefix", default="eth"
+    )
+
+
+PARENT_DOCS = {
+    "parent": "Interface of the host whose network it is; eth0.50 is made when missing; without, an internal one.",
+    "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes that of the parent.",
+    "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
+    **INTERFACE_DOCS,
+}
+"""`option_docs` of `ParentOptions` and of endpoints."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -65,12 +96,14 @@ class ParentDriver(NetworkDriver):
 
     child_kind: ClassVar[str]
     feature: ClassVar[str]
+    EndpointOptions = InterfaceOptions
 
     # What a driver says of itself
 
-    @abstractmethod
     def parent_name(self, network: Network) -> str:
-        """Return the name of the network's parent; `own_parent` where it has one of its own."""
+        """Return the name of the network's parent: the one that the options name, or `own_parent`."""
+        named: str | None = getattr(network.options, "parent", None)
+        return named or self.own_parent(network)
 
     @abstractmethod
     def mode(self, network: Network) -> str:
@@ -148,6 +181,7 @@ class ParentDriver(NetworkDriver):
 
     def create_network(self, network: Network) -> None:
         """Find or make the parent and mark it; see the contract."""
+        self.refuse_internal(network)
         name = self.parent_name(network)
         try:
             with Session() as session:

@@ -1,9 +1,6 @@
 """The driver ipvlan proves itself by the suite of its kind; most kernels in small machines lack it."""
 
-import pytest
-
-from transom.errors import ConfigError
-from transom_conformance.network import UPLINK, NetworkSuite
+from transom_conformance.network import UPLINK, NetworkSuite, OnAParent
 
 ROUTED = "in modes l3 and l3s the kernel routes between all children of one parent (README, Options)"
 
@@ -12,14 +9,8 @@ class TestIpvlan(NetworkSuite):
     driver = "ipvlan"
 
 
-class TestIpvlanOnAParent(NetworkSuite):
+class TestIpvlanOnAParent(OnAParent, NetworkSuite):
     driver = "ipvlan"
-    network_options = {"parent": UPLINK}
-
-    def test_an_internal_network_has_no_way_out(self, site):
-        """I2: on a parent it would have one."""
-        with pytest.raises(ConfigError, match=r"internal.*leave out parent=uplink0"):
-            site.network(internal=True)
 
 
 class TestIpvlanL3(TestIpvlanOnAParent):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from transom.contract.network import Owned
 from transom.errors import ConfigError, Conflict, DriverError
 from transom.services import netlink
 from transom.services.netns import inside
@@ -14,37 +13,27 @@ from transom_conformance.network import (
     TCP,
     UPLINK,
     NetworkSuite,
-    Site,
+    OnAParent,
     ip_batch,
     listen,
+    own_site,
     plain,
     talk,
     unreachable,
 )
-from transom_conformance.suite import World
 from transom_network_ipvlan import Ipvlan
 
 NEIGHBOURS = "10.88.1.200"
 
 
-class OnAParent(NetworkSuite):
+class Suite(OnAParent, NetworkSuite):
     driver = "ipvlan"
-    network_options = {"parent": UPLINK}
 
 
 @pytest.fixture
 def site(tmp_path):
-    world = World(path=tmp_path, kind="network", driver="ipvlan", options={})
-    try:
-        site = Site(OnAParent(), world)
-        before = site.census()
+    with own_site(Suite(), tmp_path) as site:
         yield site
-        site.sweep()
-        assert site.driver.owned() == Owned()
-        assert site.driver.recover() == []
-        assert site.census() - before == set()
-    finally:
-        world.clean_up()
 
 
 @pytest.fixture

@@ -20,15 +20,15 @@ from transom_conformance.network import (
     TCP,
     UPLINK,
     NetworkSuite,
-    Site,
+    OnAParent,
     ip_batch,
     ip_json,
     listen,
+    own_site,
     plain,
     talk,
     unreachable,
 )
-from transom_conformance.suite import World
 from transom_network_macvlan import Macvlan, MacvlanOptions
 from transom_network_macvlan.dhcp import Lease, _events
 
@@ -36,24 +36,14 @@ NEIGHBOURS = "10.88.1.200"
 PATIENCE = 30.0
 
 
-class OnAParent(NetworkSuite):
+class Suite(OnAParent, NetworkSuite):
     driver = "macvlan"
-    network_options = {"parent": UPLINK}
 
 
 @pytest.fixture
 def site(tmp_path):
-    world = World(path=tmp_path, kind="network", driver="macvlan", options={})
-    try:
-        site = Site(OnAParent(), world)
-        before = site.census()
+    with own_site(Suite(), tmp_path) as site:
         yield site
-        site.sweep()
-        assert site.driver.owned() == Owned()
-        assert site.driver.recover() == []
-        assert site.census() - before == set()
-    finally:
-        world.clean_up()
 
 
 def eventually(holds):

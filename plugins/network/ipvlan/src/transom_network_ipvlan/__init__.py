@@ -9,15 +9,14 @@ parent have one mode, or are refused.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
-from transom.contract.network import Endpoint, Network, NetworkCapability
+from transom.contract.network import Endpoint, Network
 from transom.errors import ConfigError
 from transom.services import interfaces, netlink
-from transom.services.interfaces import INTERFACE_DOCS, InterfaceName, InterfaceOptions
-from transom.services.parents import Claim, ParentDriver
+from transom.services.parents import CAPABILITIES, PARENT_DOCS, Claim, ParentDriver, ParentOptions
 
 MODES = {"l2": 0, "l3": 1, "l3s": 2}
 """IPVLAN_MODE_* of linux/if_link.h, by the words of ip-link(8)."""
@@ -26,16 +25,11 @@ FLAGS = {"bridge": 0, "private": 1, "vepa": 2}
 _MODE, _FLAGS = 1, 2
 
 
-class IpvlanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class IpvlanOptions(ParentOptions, frozen=True, kw_only=True):
     """What ``network create --opt`` accepts: Docker's names."""
 
-    parent: InterfaceName | None = None
     mode: Literal["l2", "l3", "l3s"] = msgspec.field(name="ipvlan_mode", default="l2")
     flag: Literal["bridge", "private", "vepa"] = msgspec.field(name="ipvlan_flag", default="bridge")
-    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = msgspec.field(name="com.docker.network.driver.mtu", default=0)
-    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
-        name="com.docker.network.container_iface_prefix", default="eth"
-    )
 
 
 class Ipvlan(ParentDriver):
@@ -43,31 +37,15 @@ class Ipvlan(ParentDriver):
 
     name = "ipvlan"
     api = 1
-    capabilities = frozenset(
-        {
-            NetworkCapability.L2,
-            NetworkCapability.NAMES,
-            NetworkCapability.IPV6,
-            NetworkCapability.INTERNAL,
-            NetworkCapability.HOT_PLUG,
-        }
-    )
+    capabilities = CAPABILITIES
     NetworkOptions = IpvlanOptions
-    EndpointOptions = InterfaceOptions
     option_docs: ClassVar[dict[str, str]] = {
-        "parent": "Interface of the host whose network it is; eth0.50 is made when missing; without, an internal one.",
         "ipvlan_mode": "l2: containers are neighbours on the network; l3, l3s: the host routes, l3s by its firewall.",
         "ipvlan_flag": "bridge: containers meet; private: they do not; vepa: only by a switch or router outside.",
-        "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes that of the parent.",
-        "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
-        **INTERFACE_DOCS,
+        **PARENT_DOCS,
     }
     child_kind = "ipvlan"
     feature = "CONFIG_IPVLAN"
-
-    def parent_name(self, network: Network) -> str:
-        """Return the parent that the options name, or that of an internal network."""
-        return _options(network).parent or self.own_parent(network)
 
     def mode(self, network: Network) -> str:
         """Return mode and flag in ip-link(8)'s words."""
@@ -83,11 +61,6 @@ class Ipvlan(ParentDriver):
         """Refuse company of another driver's, and of another mode's."""
         modes = sorted({other.mode for other in others} - {mode})
         return super().conflict(mode, others) or (f"it is in mode {modes[0]}" if modes else "")
-
-    def create_network(self, network: Network) -> None:
-        """Find or make the parent."""
-        self.refuse_internal(network)
-        super().create_network(network)
 
     def mac(self, network: Network, endpoint: Endpoint) -> str:
         """Leave it to the kernel: it is the parent's.

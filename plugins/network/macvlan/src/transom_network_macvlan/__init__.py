@@ -13,16 +13,15 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
 from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability
 from transom.errors import ConfigError, DriverError
 from transom.services import interfaces, netlink
-from transom.services.interfaces import INTERFACE_DOCS, InterfaceName, InterfaceOptions
 from transom.services.netlink import Link, Route, Session
-from transom.services.parents import Claim, ParentDriver
+from transom.services.parents import CAPABILITIES, PARENT_DOCS, Claim, ParentDriver, ParentOptions
 
 MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 """MACVLAN_MODE_* of linux/if_link.h, by the words of ip-link(8)."""
@@ -31,17 +30,12 @@ HOST = "host"
 _MODE = 1
 
 
-class MacvlanOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MacvlanOptions(ParentOptions, frozen=True, kw_only=True):
     """What ``network create --opt`` accepts: Docker's names, and what Docker has not got."""
 
-    parent: InterfaceName | None = None
     mode: Literal["bridge", "private", "vepa", "passthru"] = msgspec.field(name="macvlan_mode", default="bridge")
     dhcp: bool = False
     host_access: bool = msgspec.field(name="host-access", default=False)
-    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = msgspec.field(name="com.docker.network.driver.mtu", default=0)
-    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
-        name="com.docker.network.container_iface_prefix", default="eth"
-    )
 
     def __post_init__(self) -> None:
         """Check what does not go together."""
@@ -56,35 +50,16 @@ class Macvlan(ParentDriver):
 
     name = "macvlan"
     api = 1
-    capabilities = frozenset(
-        {
-            NetworkCapability.L2,
-            NetworkCapability.NAMES,
-            NetworkCapability.IPV6,
-            NetworkCapability.INTERNAL,
-            NetworkCapability.HOT_PLUG,
-            NetworkCapability.MAC,
-            NetworkCapability.ADDRESSES,
-            NetworkCapability.WATCH,
-        }
-    )
+    capabilities = CAPABILITIES | {NetworkCapability.MAC, NetworkCapability.ADDRESSES, NetworkCapability.WATCH}
     NetworkOptions = MacvlanOptions
-    EndpointOptions = InterfaceOptions
     option_docs: ClassVar[dict[str, str]] = {
-        "parent": "Interface of the host whose network it is; eth0.50 is made when missing; without, an internal one.",
         "macvlan_mode": "bridge: containers meet; private: they do not; vepa: by a switch; passthru: one has all.",
         "dhcp": "Take addresses from the DHCP server on the parent's network.",
         "host-access": "Let the host and its containers reach each other.",
-        "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes that of the parent.",
-        "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
-        **INTERFACE_DOCS,
+        **PARENT_DOCS,
     }
     child_kind = "macvlan"
     feature = "CONFIG_MACVLAN"
-
-    def parent_name(self, network: Network) -> str:
-        """Return the parent that the options name, or that of an internal network."""
-        return _options(network).parent or self.own_parent(network)
 
     def mode(self, network: Network) -> str:
         """Return the mode in ip-link(8)'s words."""
@@ -110,7 +85,6 @@ class Macvlan(ParentDriver):
     def create_network(self, network: Network) -> None:
         """Find or make the parent, and the host's own child where it has access."""
         options = _options(network)
-        self.refuse_internal(network)
         super().create_network(network)
         if options.host_access:
             try:
