@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from transom.errors import ConfigError, Conflict
 from transom.services.files import write_atomic
-from transom_engine.model import Container, Ulimit
+from transom_engine.model import Container, Ulimit, learned
 from transom_engine.networks.names import linked, resolves
 
 if TYPE_CHECKING:
@@ -114,10 +114,11 @@ def network_files(engine: Engine, container: Container, *, host_network: bool) -
 
 def write_resolv_conf(engine: Engine, container: Container, *, host_network: bool) -> None:
     """Write the container's resolv.conf, in place: a running container sees the change."""
+    servers, search = learned(container.network_settings.networks)
     text = resolv_conf(
         _read("/etc/resolv.conf"),
-        servers=container.host_config.dns or engine.config.dns,
-        search=container.host_config.dns_search or engine.config.dns_search,
+        servers=container.host_config.dns or servers or engine.config.dns,
+        search=container.host_config.dns_search or search or engine.config.dns_search,
         options=container.host_config.dns_options or engine.config.dns_opts,
         host_network=host_network,
         embedded=resolves(engine, container),

@@ -8,6 +8,7 @@ pass them on: the source of names, meanings and units is the Engine API's Contai
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -249,6 +250,17 @@ class EndpointSettings(Pascal):
     """The highest one's network leads out; see `Networks`."""
     interface: str = ""
     """Its name in the container."""
+    dns_servers: list[str] = msgspec.field(default=[], name="DNSServers")
+    """Those that came with its addresses (DHCP), as the search domains did."""
+    dns_search: list[str] = msgspec.field(default=[], name="DNSSearch")
+
+
+def learned(places: Mapping[str, EndpointSettings]) -> tuple[list[str], list[str]]:
+    """Return the name servers and search domains that came with the addresses, those of the network that leads out
+    first."""
+    ordered = [places[name] for name in sorted(places, key=lambda name: (-places[name].gw_priority, name))]
+    servers = [server for place in ordered for server in place.dns_servers]
+    return list(dict.fromkeys(servers)), list(dict.fromkeys(word for place in ordered for word in place.dns_search))
 
 
 class NetworkSettings(Pascal):

@@ -31,7 +31,7 @@ import msgspec
 from transom.errors import DriverError
 from transom.services.netns import inside
 from transom_engine.bundle import PUBLIC_SERVERS, RESOLVER
-from transom_engine.model import EndpointSettings, Pascal
+from transom_engine.model import EndpointSettings, Pascal, learned
 from transom_engine.networks.model import NetworkRecord
 from transom_engine.networks.names import has_names, looks_up, lookup
 from transom_engine.state import State
@@ -435,7 +435,7 @@ class Names:
         """Whether the container has a network with a way out."""
         self.servers: list[str] = []
         self.own_servers = False
-        """Whether `servers` were given by the user, to be asked from the container's namespace."""
+        """Whether `servers` are the container's own, to be asked from its namespace."""
 
     def refresh(self) -> None:
         """Read the records again if they have changed."""
@@ -451,7 +451,8 @@ class Names:
         mine = [records[name] for name in own.network_settings.networks if name in records] if own else []
         self._networks = [record for record in mine if has_names(self._engine, record)]
         self.forwards = any(not record.internal for record in mine)
-        given = (own.host_config.dns if own else []) or self._engine.config.dns
+        given = own.host_config.dns or learned(own.network_settings.networks)[0] if own else []
+        given = given or [*self._engine.config.dns]
         self.servers = [server for server in given if server != RESOLVER]  # asking itself has no end
         self.own_servers = bool(self.servers)
         self._found, self._pointers, self._links = {}, {}, {}

@@ -40,7 +40,7 @@ from transom.services.mounts import (
 from transom_engine import wire
 from transom_engine.engine import Engine
 from transom_engine.launching import Launch
-from transom_engine.model import Container, now
+from transom_engine.model import Container, learned, now
 from transom_engine.processes import Client, Process, host_pid
 from transom_engine.recording import Recording
 from transom_engine.restart import Backoff, should_restart
@@ -294,15 +294,20 @@ class Supervisor:
             return None
         self.undo.append(lambda: os.close(place.fd))
         if place.own:
-            self.undo.append(lambda: endpoints.leave(container))
+            self.undo.append(self._leave_networks)
             endpoints.join(container, place.fd)
             self.netns = place.fd
             self._watch_networks(container)
             self._listen_for_names(container)
         return f"/proc/{os.getpid()}/fd/{place.fd}"
 
-    def _watch_networks(self, container: Container) -> None:
+    def _leave_networks(self) -> None:
+        """Leave the networks that are on record: commands have joined and left some since the start."""
+        self.engine.endpoints.leave(self.engine.state.container(self.id))
+
+    def _watch_networks(self, container: Container, *, without: str = "") -> None:
         wanted = self.engine.endpoints.watches(container, self.netns)
+        wanted.pop(without, None)
         if wanted and self.watchers is None:
             from transom_engine.watching import Watchers
 
@@ -321,7 +326,7 @@ class Supervisor:
             self.resolver = Resolver(self.engine, self.id, self.netns)
             self.undo.append(self.resolver.close)
 
-    def _reload(self) -> None:
+    def _reload(self, *, without: str) -> None:
         """Watch the networks that the container is on now, and bring the resolver with the first that has names.
 
         It stays when the container leaves that network: it answers for the name servers too.
@@ -329,14 +334,16 @@ class Supervisor:
         if self.netns < 0:
             return
         container = self.engine.state.container(self.id)
-        self._watch_networks(container)
-        if self.resolver is not None:
-            return
-        from transom_engine.bundle import write_resolv_conf
-
+        self._watch_networks(container, without=without)
+        fresh = self.resolver is None
         self._listen_for_names(container)
-        if self.resolver is not None:
+        if self.resolver is None:
+            return
+        if fresh:
             self.resolver.start()
+        if fresh or any(learned(container.network_settings.networks)):
+            from transom_engine.bundle import write_resolv_conf
+
             try:
                 write_resolv_conf(self.engine, container, host_network=False)
             except OSError as error:
@@ -658,7 +665,7 @@ class Supervisor:
                 self.waiting.append(client)
                 self._stop(request)
             case "reload":
-                self._reload()
+                self._reload(without=request.id)
             case "wait":
                 self.waiting.append(client)
             case "logs":

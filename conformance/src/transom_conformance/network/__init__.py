@@ -19,6 +19,7 @@ from __future__ import annotations
 from transom_conformance.network.cases import NetworkCases, own_site
 from transom_conformance.network.connectivity import Connectivity
 from transom_conformance.network.crashes import Crashes
+from transom_conformance.network.dhcp import dhcp_server
 from transom_conformance.network.inputs import Inputs
 from transom_conformance.network.isolation import Isolation
 from transom_conformance.network.lifecycle import LifeCycle
@@ -63,6 +64,7 @@ __all__ = [
     "OnAParent",
     "Site",
     "connection",
+    "dhcp_server",
     "exchange",
     "ip_batch",
     "ip_json",

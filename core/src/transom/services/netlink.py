@@ -391,6 +391,11 @@ def set_up(name: str) -> Message:
     return NEWLINK, ACK, _ifinfo(up=True) + _name(name)
 
 
+def set_mtu(name: str, mtu: int) -> Message:
+    """Set the largest packet, in bytes, that an interface takes."""
+    return NEWLINK, ACK, _ifinfo() + _name(name) + attribute(_IFLA_MTU, struct.pack("=I", mtu))
+
+
 def rename(index: int, name: str) -> Message:
     """Give an interface another name (Linux 6.2: while it is up, too)."""
     return NEWLINK, ACK, _ifinfo(index) + _name(name)

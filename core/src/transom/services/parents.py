@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
@@ -30,6 +31,8 @@ from transom.services.netns import create, current, inside
 
 _VLAN_ID, _PEER = 1, 1
 _VLANS = 4094
+_DYING = 10.0
+"""Seconds for which an address stays taken at most by a container that has died."""
 _BORROWED = "transom parent"
 """The alias of a VLAN interface that was made for whichever networks are on it."""
 
@@ -121,6 +124,10 @@ class ParentDriver(NetworkDriver):
         """Return the MTU that the user asked for, or 0."""
         own: int = getattr(network.options, "mtu", 0)
         return network.mtu or own
+
+    def wanted_mtu(self, network: Network, parent: Link, link: Link) -> int:
+        """Return the MTU that an endpoint's interface, `link`, should have."""
+        return self.asked_mtu(network) or parent.mtu
 
     def prefix(self, network: Network) -> str:
         """Return what interface names in containers start with."""
@@ -306,14 +313,33 @@ class ParentDriver(NetworkDriver):
                 session.namespace(netns)  # by which it is found again
                 with closing(current()) as host:
                     outside = inner.namespace(host)
-                interface = self._add(inner, network, endpoint, parent, outside, alias)
-                try:
-                    return self._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=interface)
-                except BaseException:
-                    interfaces.remove(inner, interface)
-                    raise
+                deadline = time.monotonic() + _DYING
+                while True:
+                    interface = self._add(inner, network, endpoint, parent, outside, alias)
+                    try:
+                        return self._furnish(
+                            inner, netns=netns, network=network, endpoint=endpoint, interface=interface
+                        )
+                    except BaseException as error:
+                        mine = inner.link(interface)
+                        interfaces.remove(inner, interface)
+                        if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE or not mine:
+                            raise
+                        self._refuse_taken(session, network, endpoint, mine.mac)
+                        if time.monotonic() > deadline:
+                            raise
+                    time.sleep(0.02)  # the kernel takes a namespace away in its own time, and its interfaces with it
         except OSError as error:
             raise self._error("attach", endpoint, error) from error
+
+    def _refuse_taken(self, session: Session, network: Network, endpoint: Endpoint, mac: str) -> None:
+        """Say whose the endpoint's address is, if it is that of one that lives."""
+        for child in self.children(session):
+            if child.endpoint != endpoint.id and child.network == network.id and child.link.mac == mac:
+                raise Conflict(
+                    f"network {network.name}: endpoint {child.endpoint[:12]} has the MAC address {mac} already, or the "
+                    "same IP address; leave it out, or choose another"
+                )
 
     def _present(self, session: Session, network: Network) -> Link:
         name = self.parent_name(network)
@@ -434,7 +460,6 @@ class ParentDriver(NetworkDriver):
             yield f"parent {name} is down"
         if self._claim(network).altname not in parent.altnames:
             yield f"parent {name} does not know network {network.name}"
-        mtu = self.asked_mtu(network) or parent.mtu
         for endpoint in endpoints:
             who, link = f"endpoint {endpoint.id[:12]}", children.get(endpoint.id)
             if link is None:
@@ -444,7 +469,7 @@ class ParentDriver(NetworkDriver):
                 yield f"{who} is not on parent {name}"
             if not link.up:
                 yield f"{who}: {link.name} is down"
-            if link.mtu != mtu:
+            if link.mtu != (mtu := self.wanted_mtu(network, parent, link)):
                 yield f"{who}: {link.name} has MTU {link.mtu}, not {mtu}"
             wanted = netlink.attributes(self.child_data(network))
             if not wanted.items() <= netlink.attributes(link.data).items():

@@ -33,6 +33,7 @@ def network_command() -> None:
 
 @network_command.command("create")
 @click.option("-d", "--driver", default="", help="Driver to manage the network")
+@click.option("--ipam-driver", default="default", help="IP Address Management Driver (default, dhcp)")
 @many("--subnet", help="Subnet in CIDR format that represents a network segment")
 @many("--ip-range", help="Allocate container IP from a sub-range")
 @many("--gateway", help="IPv4 or IPv6 gateway of a subnet")
@@ -50,6 +51,7 @@ def create_command(
     /,
     name: str,
     driver: str,
+    ipam_driver: str,
     subnet: tuple[str, ...],
     ip_range: tuple[str, ...],
     gateway: tuple[str, ...],
@@ -67,6 +69,7 @@ def create_command(
     record = session.engine.networks.create(
         name,
         driver=driver,
+        ipam_driver=ipam_driver,
         configs=subnets(subnet, ip_range, gateway, flags.pairs(aux_address, flag="--aux-address")),
         options=flags.pairs(opt, flag="--opt"),
         labels=flags.labels(label),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from transom.contract.network import Endpoint, Network, NetworkCapability
-from transom.errors import NotFound
+from transom.errors import ConfigError, NotFound
 from transom_engine.model import Container, EndpointSettings
-from transom_engine.networks.contracts import endpoint_of, keeps_addresses, network_of
+from transom_engine.networks.contracts import endpoint_of, family, keeps_addresses, network_of
 from transom_engine.networks.model import IpamConfig, NetworkRecord, configs_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,13 @@ class Addresses:
         """Reserve the network's subnets with core's IPAM, where the driver has endpoints with addresses of it."""
         driver, network = self.engine.network_driver(record.driver), network_of(self.engine, record)
         if driver.keeps_addresses(network=network):
-            return configs_of(driver.settle(network=network))
+            settled = driver.settle(network=network)
+            if record.enable_ipv6 and not any(family(subnet.pool) == 6 for subnet in settled.subnets):
+                driver.delete_network(network=settled)
+                raise ConfigError(
+                    f"network {record.name}: driver {record.driver} gives it no IPv6 addresses; leave out --ipv6"
+                )
+            return configs_of(settled)
         if NetworkCapability.L2 not in driver.capabilities:
             return record.ipam.config
         return configs_of(self.ipam.settle(network, ipv4=record.enable_ipv4, ipv6=record.enable_ipv6))

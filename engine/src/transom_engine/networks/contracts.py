@@ -50,9 +50,13 @@ def _daemon_options(engine: Engine, record: NetworkRecord) -> dict[str, str]:
         "com.docker.network.bridge.enable_icc": "" if config.icc else "false",
         "com.docker.network.bridge.enable_ip_masquerade": "" if config.ip_masq else "false",
     }
-    struct = engine.network_driver(record.driver).NetworkOptions
-    known = {field.encode_name for field in msgspec.structs.fields(struct)}
+    known = option_names(engine, record.driver)
     return {name: word for name, word in words.items() if word and name in known}
+
+
+def option_names(engine: Engine, driver: str) -> set[str]:
+    """Return the names of the options that networks of a driver have."""
+    return {field.encode_name for field in msgspec.structs.fields(engine.network_driver(driver).NetworkOptions)}
 
 
 def endpoint_of(engine: Engine, container: Container, record: NetworkRecord, place: EndpointSettings) -> Endpoint:

@@ -201,14 +201,18 @@ class Endpoints:
         if container.state.pid and (self._is_watched(record) or (has_names(self.engine, record) and not resolved)):
             self._reload(container)
 
-    def _reload(self, container: Container) -> None:
-        """Tell the supervisor to look at the container's networks again: for the resolver, and what must be watched."""
+    def _reload(self, container: Container, *, without: str = "") -> None:
+        """Tell the supervisor to look at the container's networks again: for the resolver, and what must be watched.
+
+        Args:
+            without: the id of an endpoint that is about to leave.
+        """
         try:
             connection = self.engine.containers.connect(container)
         except Conflict:
             return  # it has just ended
         try:
-            connection.ask(wire.Request(do="reload"))
+            connection.ask(wire.Request(do="reload", id=without))
         except DriverError:
             pass  # likewise
         finally:
@@ -226,6 +230,8 @@ class Endpoints:
                 raise Conflict(f"container {container.name} is not on network {record.name}")
             before = ways_out(container)
             if place.endpoint_id:
+                if container.state.pid and self._is_watched(record):
+                    self._reload(container, without=place.endpoint_id)  # whoever watches takes leave by the interface
                 self._leave_one(container, record.name, place)
                 self.engine.addresses.release(container, record.name, place)
             del container.network_settings.networks[record.name]
@@ -241,6 +247,7 @@ class Endpoints:
 
 def _note(place: EndpointSettings, attachment: Attachment) -> None:
     place.interface, place.mac_address = attachment.interface or "", attachment.mac or ""
+    place.dns_servers, place.dns_search = [*attachment.dns], [*attachment.search]
     for address in attachment.addresses:
         text, _, prefix = address.partition("/")
         if ":" in text:

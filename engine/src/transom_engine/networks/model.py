@@ -9,6 +9,8 @@ from transom_engine.model import Pascal, now
 
 DEFAULT = "bridge"
 """The name of the default network, whatever driver carries it: Docker's users write it."""
+DEFAULT_IPAM, DHCP = "default", "dhcp"
+"""Who gives addresses, in the words of ``--ipam-driver``: core's IPAM, and the option of drivers that ask a server."""
 
 
 class IpamConfig(Pascal, omit_defaults=True):

@@ -10,8 +10,8 @@ from transom.contract.network import NetworkCapability
 from transom.errors import ConfigError, Conflict, NotFound, TransomError, choices, nearest
 from transom.services.files import Lock
 from transom_engine.model import now
-from transom_engine.networks.contracts import keeps_addresses, network_of
-from transom_engine.networks.model import DEFAULT, IpamConfig, NetworkRecord, record_of
+from transom_engine.networks.contracts import keeps_addresses, network_of, option_names
+from transom_engine.networks.model import DEFAULT, DEFAULT_IPAM, DHCP, IpamConfig, NetworkRecord, record_of
 
 if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
@@ -125,6 +125,7 @@ class Networks:
         name: str,
         *,
         driver: str = "",
+        ipam_driver: str = DEFAULT_IPAM,
         configs: builtins.list[IpamConfig] | None = None,
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
@@ -134,6 +135,9 @@ class Networks:
         attachable: bool = False,
     ) -> NetworkRecord:
         """Make a network, on the host too, so that what is wrong shows now.
+
+        Args:
+            ipam_driver: who gives the addresses: ``default``, or ``dhcp`` where the driver has an option of that name.
 
         Raises:
             Conflict: the name is taken, or a subnet overlaps one of ours or of the host.
@@ -155,6 +159,8 @@ class Networks:
             raise ConfigError("--ipv4=false leaves the network without addresses: add --ipv6")
         if ipv6 and NetworkCapability.IPV6 not in opened.capabilities:
             raise opened.unsupported(NetworkCapability.IPV6)
+        if ipam_driver != DEFAULT_IPAM:
+            options = {**(options or {}), self._ipam_option(driver, ipam_driver): "true"}
         if NetworkCapability.MULTI_HOST in opened.capabilities:
             self._take_over()
         with self._lock():
@@ -171,6 +177,20 @@ class Networks:
             raise
         self.engine.state.event("network", "create", record.id, name=name, type=driver)
         return record
+
+    def _ipam_option(self, driver: str, ipam_driver: str) -> str:
+        """Return the option by which the network's driver takes addresses from where `ipam_driver` says."""
+        from transom.drivers import installed
+
+        if ipam_driver != DHCP:
+            raise ConfigError(f"--ipam-driver {ipam_driver}: there are {choices({DEFAULT_IPAM, DHCP})}")
+        able = {d.name for d in installed("network") if DHCP in option_names(self.engine, d.name)}
+        if driver not in able:
+            raise ConfigError(
+                f"--ipam-driver {DHCP}: network driver {driver} takes no addresses by DHCP; those that do: "
+                f"{choices(able)}"
+            )
+        return DHCP
 
     def _add(
         self,

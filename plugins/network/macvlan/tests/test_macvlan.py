@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -16,11 +16,13 @@ from transom.contract.network import Owned, Subnet
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported
 from transom.services import netlink
 from transom.services.netns import create, inside
+from transom_conformance.faults import fork, wait
 from transom_conformance.network import (
     TCP,
     UPLINK,
     NetworkSuite,
     OnAParent,
+    dhcp_server,
     ip_batch,
     ip_json,
     listen,
@@ -29,6 +31,7 @@ from transom_conformance.network import (
     talk,
     unreachable,
 )
+from transom_conformance.network.dhcp import SERVER
 from transom_network_macvlan import Macvlan, MacvlanOptions
 from transom_network_macvlan.dhcp import Lease, _events
 
@@ -48,9 +51,10 @@ def site(tmp_path):
 
 def eventually(holds):
     deadline = time.monotonic() + PATIENCE
-    while not holds():
+    while not (found := holds()):
         assert time.monotonic() < deadline, "it never came to hold"
         time.sleep(0.05)
+    return found
 
 
 def neighbour(site):
@@ -157,6 +161,18 @@ def test_a_parent_that_is_down_or_gone_is_said_when_a_container_joins(site):
 def test_an_mtu_beyond_the_parents_is_refused(site):
     with pytest.raises(ConfigError, match=r"has an MTU of 1500 bytes: 9000 is too much"):
         site.network(options={"com.docker.network.driver.mtu": "9000"})
+
+
+def test_the_addresses_of_a_container_that_has_just_died_can_be_used_at_once(site):
+    """A restart with a fixed address: the kernel takes the old namespace away in its own time."""
+    network, mac = site.network(), "02:42:00:00:00:09"
+    for _ in range(10):
+        container, endpoint = site.joined(network, mac=mac)
+        container.close()
+        site.driver.detach(network=network, endpoint=endpoint)
+    site.joined(network, mac=mac)
+    with pytest.raises(Conflict, match=rf"has the MAC address {mac} already, or the same IP"):
+        site.joined(network, mac=mac)
 
 
 def test_check_reports_what_was_tampered_with(site):
@@ -318,24 +334,15 @@ def test_options_that_do_not_go_together_are_refused(words, said):
 
 @pytest.fixture
 def server(site):
-    """A DHCP server of the neighbour's with leases of two minutes, the shortest that there are."""
-    if not shutil.which("dnsmasq"):
-        pytest.skip("the program dnsmasq is missing: install dnsmasq-base")
-    inside(site.neighbour, ip_batch, "address add 10.77.0.1/24 dev lan0")
-    leases = site.world.path / "leases"
-    process = inside(
-        site.neighbour, subprocess.Popen,
-        [
-            "dnsmasq", "--keep-in-foreground", "--port=0", "--interface=lan0", "--bind-interfaces", "--no-ping",
-            "--dhcp-authoritative", "--leasefile-ro", "--dhcp-range=10.77.0.10,10.77.0.19,2m", "--conf-file=/dev/null",
-            "--dhcp-option=option:router,10.77.0.1", "--dhcp-option=option:dns-server,10.77.0.53",
-            "--dhcp-option=option:domain-name,example.test", "--user=root", "--pid-file=", "--log-dhcp",
-            f"--log-facility={leases}",
-        ],
-    )  # fmt: skip
-    yield leases
-    process.terminate()
-    process.wait()
+    """A DHCP server of the neighbour's; what it says it has done."""
+    with serving(site) as journal:
+        yield journal
+
+
+def serving(site, *options):
+    router = () if options else (f"--dhcp-option=option:router,{SERVER}",)
+    names = ("--dhcp-option=option:dns-server,10.77.0.53", "--dhcp-option=option:domain-name,example.test")
+    return dhcp_server(site.neighbour, "lan0", site.world.path / "journal", "--port=0", *router, *names, *options)
 
 
 def by_dhcp(site, **options):
@@ -370,21 +377,101 @@ def test_an_address_comes_from_the_dhcp_server_and_is_released_at_the_end(site, 
     endpoint, attachment = container.attach(network, names=("web",))
     assert attachment.addresses[0].startswith("10.77.0.1")
     assert attachment.addresses[0].endswith("/24")
-    assert attachment.gateways == ("10.77.0.1",)
+    assert attachment.gateways == (SERVER,)
     assert (attachment.dns, attachment.search) == (("10.77.0.53",), ("example.test",))
     address = attachment.addresses[0].partition("/")[0]
-    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, "10.77.0.1"), "10.77.0.1") == address
+    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, SERVER), SERVER) == address
     watch = Watch(site, network, endpoint, container.netns)
-    eventually(lambda: server.read_text().count(f"DHCPACK(lan0) {address}") >= 2)
+    os.kill(keeper(site, server), signal.SIGUSR1)  # renew now: udhcpc(8)
+    server.await_(f"DHCPACK(lan0) {address}", 3)
     assert [a["local"] for a in container.interface("eth0")["addr_info"]] == [address]
     watch.end()
-    eventually(lambda: f"DHCPRELEASE(lan0) {address}" in server.read_text())
+    server.await_(f"DHCPRELEASE(lan0) {address}")
     site.driver.release(network=network, endpoint=endpoint)
     site.driver.detach(network=network, endpoint=endpoint)
     # The same container gets the same address again, by its MAC.
     again = container.attach(network, container=endpoint.container)[1]
     assert again.addresses == attachment.addresses
-    assert "web" in server.read_text()
+    assert server.count("web")
+
+
+def test_a_container_that_ends_at_once_gives_its_address_back_too(site, server):
+    """Else the server runs out of addresses: each container has another MAC."""
+    network = by_dhcp(site)
+    for _ in range(3):
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        Watch(site, network, endpoint, container.netns).end()
+        server.await_(f"DHCPRELEASE(lan0) {attachment.addresses[0].partition('/')[0]}")
+        site.driver.detach(network=network, endpoint=endpoint)
+
+
+def test_when_a_lease_runs_out_the_address_goes_and_comes_back_with_the_way_out(site, server):
+    """The client is told to give up, as when time is up, and to ask again (udhcpc(8): SIGUSR2, SIGUSR1)."""
+    network = by_dhcp(site)
+    container = site.container()
+    endpoint, attachment = container.attach(network)
+    watch = Watch(site, network, endpoint, container.netns)
+    try:
+        client = keeper(site, server)
+        os.kill(client, signal.SIGUSR2)
+        eventually(lambda: not container.interface("eth0")["addr_info"])
+        assert container.ip("route", "show", "default") == []
+        os.kill(client, signal.SIGUSR1)
+        eventually(lambda: container.ip("route", "show", "default"))
+        assert [a["local"] for a in container.interface("eth0")["addr_info"]] == [
+            attachment.addresses[0].partition("/")[0]
+        ]
+    finally:
+        watch.end()
+
+
+def test_routes_and_mtu_that_the_server_gives_are_set(site):
+    """RFC 3442: they count in place of the router; one by the link, one that no kernel takes."""
+    routes = f"10.99.0.0/16,10.77.0.2,0.0.0.0/0,{SERVER},10.98.0.0/16,0.0.0.0,10.97.0.0/16,203.0.113.1"
+    options = ("--dhcp-option=option:mtu,1400", f"--dhcp-option=option:classless-static-route,{routes}")
+    with serving(site, *options, "--dhcp-option=option:domain-search,example.test,corp.test"):
+        network = by_dhcp(site)
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        assert attachment.gateways == (SERVER,)
+        assert attachment.search == ("example.test", "corp.test")
+        assert attachment.mtu == container.interface("eth0")["mtu"] == 1400
+        found = {route["dst"]: route.get("gateway") for route in container.ip("route", "show")}
+        assert found == {
+            "default": SERVER, "10.77.0.0/24": None, "10.98.0.0/16": None, "10.99.0.0/16": "10.77.0.2"
+        }  # fmt: skip
+        assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+
+
+def test_a_clients_death_is_that_of_the_thread_that_started_it(site, server):
+    """A supervisor of a container in the host's pid namespace is killed, and leaves no client behind."""
+    network = by_dhcp(site)
+    container = site.container()
+    endpoint, attachment = container.attach(network)
+
+    def supervise():
+        unread, _ = os.pipe()
+        site.driver.watch(network=network, endpoint=endpoint, netns=container.netns, stop=unread)
+
+    supervisor = fork(supervise)
+    try:
+        keeper(site, server)
+    finally:
+        os.kill(supervisor, signal.SIGKILL)
+        assert wait(supervisor) == -signal.SIGKILL
+    eventually(lambda: not clients(site))
+    server.await_(f"DHCPRELEASE(lan0) {attachment.addresses[0].partition('/')[0]}")
+
+
+def test_a_container_on_two_networks_of_one_parent_has_two_addresses(site, server):
+    """A MAC address is the container's on that network."""
+    one, two = by_dhcp(site), by_dhcp(site)
+    container = site.container()
+    first, attachment = container.attach(one)
+    second = container.attach(two, container=first.container, leads_out=False)[1]
+    assert attachment.mac != second.mac
+    assert attachment.addresses != second.addresses
 
 
 def test_a_client_that_dies_is_started_anew(site, server):
@@ -393,16 +480,23 @@ def test_a_client_that_dies_is_started_anew(site, server):
     endpoint, attachment = container.attach(network)
     watch = Watch(site, network, endpoint, container.netns)
     try:
-        eventually(lambda: server.read_text().count("DHCPACK") >= 2)
-        (pid,) = clients(site)
-        os.kill(pid, 9)
-        eventually(lambda: server.read_text().count("DHCPACK") >= 3)
+        os.kill(keeper(site, server), signal.SIGKILL)
+        server.await_("DHCPACK", 3)
         assert [a["local"] for a in container.interface("eth0")["addr_info"]] == [
             attachment.addresses[0].partition("/")[0]
         ]
     finally:
         watch.end()
     assert clients(site) == []
+
+
+def keeper(site, server):
+    """Return the client that keeps a lease, once it has it: it listens no more until it is time to renew."""
+    server.await_("DHCPACK", 2)
+    (client,) = eventually(partial(clients, site))
+    fds = f"/proc/{client}/fd"
+    eventually(lambda: not any(os.readlink(f"{fds}/{fd}").startswith("socket:") for fd in os.listdir(fds)))
+    return client
 
 
 def clients(site):
@@ -460,7 +554,8 @@ def test_without_a_client_it_says_what_to_install(site, monkeypatch):
 
 
 def test_lines_of_others_are_no_leases():
-    text = b"noise\ntransom\tdeconfig\t\t\t\t\t\ntransom\tbound\t10.0.0.5\t24\t10.0.0.1 10.0.0.2\t\tone two\n"
+    text = b"noise\ntransom\tdeconfig\t\t\t\t\t\t\t\n"
+    text += b"transom\tbound\t10.0.0.5\t24\t10.0.0.1 10.0.0.2\t\tone two\t\tx\n"
     lease = Lease(address="10.0.0.5/24", routers=("10.0.0.1", "10.0.0.2"), search=("one", "two"))
     assert _events(text) == [("deconfig", None), ("bound", lease)]
 

@@ -28,6 +28,8 @@ MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 HOST = "host"
 """The name of the reserved address (``--aux-address host=...``) that the host has on the network."""
 _MODE = 1
+_SMALLEST = 68
+"""The smallest MTU that a DHCP server may give, in bytes (RFC 2132, section 5.1)."""
 
 
 class MacvlanOptions(ParentOptions, frozen=True, kw_only=True):
@@ -79,8 +81,14 @@ class Macvlan(ParentDriver):
         if _options(network).mode == "passthru" and not endpoint.mac:
             return ""
         if _options(network).dhcp:
-            return endpoint.mac or interfaces.mac_for((), endpoint.container)
+            mixed = int(endpoint.container[:8] or "0", 16) ^ int(network.id[:8], 16)
+            return endpoint.mac or interfaces.mac_for((), f"{mixed:08x}")
         return super().mac(network, endpoint)
+
+    def wanted_mtu(self, network: Network, parent: Link, link: Link) -> int:
+        """Return what was asked for, or the parent's; a DHCP server may have said less."""
+        mtu = super().wanted_mtu(network, parent, link)
+        return min(link.mtu, mtu) if _options(network).dhcp else mtu
 
     def create_network(self, network: Network) -> None:
         """Find or make the parent, and the host's own child where it has access."""
@@ -161,7 +169,7 @@ class Macvlan(ParentDriver):
     ) -> Attachment:
         if not _options(network).dhcp:
             return super()._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=interface)
-        from transom_network_macvlan.dhcp import Client
+        from transom_network_macvlan.dhcp import Client, add_routes
 
         bare = msgspec.structs.replace(endpoint, addresses=())
         attachment = super()._furnish(inner, netns=netns, network=network, endpoint=bare, interface=interface)
@@ -174,13 +182,21 @@ class Macvlan(ParentDriver):
                 hint="leave the address out, or reserve it at the server",
             )  # fmt: skip
         link = inner.link(interface)
-        inner.request(netlink.add_address(link.index if link else 0, lease.address))
+        if link is None:
+            raise OSError(errno.ENODEV, f"{interface} vanished from the namespace")
+        mtu = link.mtu
+        if _SMALLEST <= lease.mtu < mtu and not self.asked_mtu(network):
+            mtu = lease.mtu
+            inner.request(netlink.set_mtu(interface, mtu))
+        inner.request(netlink.add_address(link.index, lease.address))
+        add_routes(inner, link.index, lease)
         return msgspec.structs.replace(
             attachment,
             addresses=(lease.address,),
             gateways=lease.routers[:1],
             dns=lease.dns,
             search=lease.search,
+            mtu=mtu,
         )
 
     def detach(self, network: Network, endpoint: Endpoint) -> None:
