@@ -8,8 +8,9 @@ from seeded.found import found_by
 from transom.contract.network import Attachment, Network, NetworkCapability, Owned
 from transom.errors import Conflict, DriverError
 from transom.services.interfaces import route_by
-from transom.services.netlink import Session, add_link, delete_link
+from transom.services.netlink import Session, add_link, delete_altname, delete_link, set_alias
 from transom_network_bridge import Bridge
+from transom_network_macvlan import Macvlan
 from transom_network_none import Null
 
 replace = msgspec.structs.replace
@@ -17,6 +18,7 @@ replace = msgspec.structs.replace
 CORRECT = (
     Null,
     Bridge,
+    Macvlan,
 )
 
 
@@ -143,3 +145,34 @@ class RefusesWithoutAName(Null):
     def lookup(self, network, name):
         error = self.unsupported(NetworkCapability.LOOKUP)
         raise type(error)("no")
+
+
+@found_by("test_networks_are_made_and_removed_any_number_of_times")
+class LeavesItsParent(Macvlan):
+    def _leave(self, session, network):
+        name = self.own_parent(network)
+        session.request(delete_altname(name, self._claim(network).altname), set_alias(name, "left"))
+
+
+@found_by("test_endpoints_of_a_network_reach_each_other")
+class IgnoresTheMode(Macvlan):
+    def child_data(self, network):
+        return super().child_data(replace(network, options=replace(network.options, mode="private")))
+
+
+def with_access(network):
+    """Return the network as one that the host has access to."""
+    subnets = tuple(replace(s, reserved={"host": f"{s.gateway}99"}) for s in network.subnets)
+    return replace(network, options=replace(network.options, host_access=True), subnets=subnets)
+
+
+@found_by("test_detaching_after_the_namespace_is_gone_cleans_up")
+class KeepsRoutesToTheDead(Macvlan):
+    def create_network(self, network):
+        super().create_network(with_access(network))
+
+    def attach(self, network, endpoint, netns):
+        return super().attach(with_access(network), endpoint, netns)
+
+    def _unroute(self, session, unwanted):
+        return 0

@@ -155,6 +155,7 @@ class Supervisor:
         self.resolver: Resolver | None = None
         self.watchers: Watchers | None = None
         self.netns = -1
+        self.learned: tuple[list[str], list[str]] = [], []
         self.kill_at = 0.0
         self.restart_at = 0.0
         self.backoff = Backoff()
@@ -296,7 +297,7 @@ class Supervisor:
         if place.own:
             self.undo.append(self._leave_networks)
             endpoints.join(container, place.fd)
-            self.netns = place.fd
+            self.netns, self.learned = place.fd, learned(container.network_settings.networks)
             self._watch_networks(container)
             self._listen_for_names(container)
         return f"/proc/{os.getpid()}/fd/{place.fd}"
@@ -341,7 +342,8 @@ class Supervisor:
             return
         if fresh:
             self.resolver.start()
-        if fresh or any(learned(container.network_settings.networks)):
+        before, self.learned = self.learned, learned(container.network_settings.networks)
+        if fresh or self.learned != before:
             from transom_engine.bundle import write_resolv_conf
 
             try:

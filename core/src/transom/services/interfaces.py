@@ -31,7 +31,10 @@ ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _ALIAS = "transom "
 
-InterfaceName = Annotated[str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/:\s]{1,15}$")]
+_NAMED = "1 to 15 characters without space, slash and colon"
+InterfaceName = Annotated[
+    str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/:\s]{1,15}$", description=f"the name of an interface: {_NAMED}")
+]
 """What the kernel takes as the name of an interface (dev_valid_name)."""
 
 
@@ -131,7 +134,7 @@ def names(inner: Session, endpoint: Endpoint, prefix: str = "eth") -> Iterator[s
     wanted = endpoint.interface or own
     if wanted:
         if not 1 <= len(wanted) <= 15 or wanted in {".", ".."} or any(c in "/:" or c.isspace() for c in wanted):
-            raise ConfigError(f"interface name {wanted!r} is off: 1 to 15 characters without space, slash and colon")
+            raise ConfigError(f"interface name {wanted!r} is off: {_NAMED}")
         yield wanted
         return
     present = {link.name for link in inner.links()}

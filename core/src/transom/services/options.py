@@ -269,7 +269,9 @@ def expected(kind: inspect.Type) -> str:
     if isinstance(core, inspect.EnumType):
         return "one of " + ", ".join(str(member.value) for member in core.cls)
     if isinstance(core, inspect.StrType):
-        return f"a text that matches {core.pattern}" if core.pattern else "a text"
+        parts = getattr(kind, "types", (kind,))
+        said = [(getattr(part, "extra_json_schema", None) or {}).get("description", "") for part in parts]
+        return "".join(said) or (f"a text that matches {core.pattern}" if core.pattern else "a text")
     item = getattr(core, "item_type", None)  # of a collection
     if item is not None:
         return f"a list, separated by commas, each {expected(item)}"

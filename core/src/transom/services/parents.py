@@ -21,7 +21,8 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from transom.contract import Probe
-from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability, NetworkDriver, Owned
+from transom.contract.network import Attachment, Endpoint, Network, NetworkDriver, Owned
+from transom.contract.network import NetworkCapability as Has
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, choices, nearest
 from transom.services import interfaces, netlink
 from transom.services.files import Lock, closing
@@ -36,15 +37,7 @@ _DYING = 10.0
 _BORROWED = "transom parent"
 """The alias of a VLAN interface that was made for whichever networks are on it."""
 
-CAPABILITIES = frozenset(
-    {
-        NetworkCapability.L2,
-        NetworkCapability.NAMES,
-        NetworkCapability.IPV6,
-        NetworkCapability.INTERNAL,
-        NetworkCapability.HOT_PLUG,
-    }
-)
+CAPABILITIES = frozenset({Has.L2, Has.NAMES, Has.IPV6, Has.INTERNAL, Has.HOT_PLUG})
 """What every driver of this sort can do."""
 
 
@@ -313,32 +306,28 @@ class ParentDriver(NetworkDriver):
                 session.namespace(netns)  # by which it is found again
                 with closing(current()) as host:
                     outside = inner.namespace(host)
-                deadline = time.monotonic() + _DYING
+                until = time.monotonic() + _DYING
                 while True:
-                    interface = self._add(inner, network, endpoint, parent, outside, alias)
+                    name = self._add(inner, network, endpoint, parent, outside, alias)
                     try:
-                        return self._furnish(
-                            inner, netns=netns, network=network, endpoint=endpoint, interface=interface
-                        )
+                        return self._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=name)
                     except BaseException as error:
-                        mine = inner.link(interface)
-                        interfaces.remove(inner, interface)
-                        if not isinstance(error, OSError) or error.errno != errno.EADDRINUSE or not mine:
+                        interfaces.remove(inner, name)
+                        if getattr(error, "errno", 0) != errno.EADDRINUSE or time.monotonic() > until:
                             raise
-                        self._refuse_taken(session, network, endpoint, mine.mac)
-                        if time.monotonic() > deadline:
-                            raise
+                        self._refuse_taken(session, network, endpoint)
                     time.sleep(0.02)  # the kernel takes a namespace away in its own time, and its interfaces with it
         except OSError as error:
             raise self._error("attach", endpoint, error) from error
 
-    def _refuse_taken(self, session: Session, network: Network, endpoint: Endpoint, mac: str) -> None:
-        """Say whose the endpoint's address is, if it is that of one that lives."""
+    def _refuse_taken(self, session: Session, network: Network, endpoint: Endpoint) -> None:
+        """Say whose the endpoint's MAC address is, if it is that of one that lives."""
+        mac = self.mac(network, endpoint)
         for child in self.children(session):
-            if child.endpoint != endpoint.id and child.network == network.id and child.link.mac == mac:
+            if child.network == network.id and child.link.mac == mac and child.endpoint != endpoint.id:
                 raise Conflict(
-                    f"network {network.name}: endpoint {child.endpoint[:12]} has the MAC address {mac} already, or the "
-                    "same IP address; leave it out, or choose another"
+                    f"network {network.name}: endpoint {child.endpoint[:12]} has the MAC address {mac} already; "
+                    "leave it out, or choose another"
                 )
 
     def _present(self, session: Session, network: Network) -> Link:
