@@ -67,6 +67,16 @@ class Lan:
         finally:
             engine.close()
 
+    def findings(self, *words):
+        """Return what doctor says of what crashes left, whatever it says of the host: by subject."""
+        report = json.loads(self.transom.call("doctor", "--format", "json", *words).out)
+        return {finding["Subject"]: finding["Text"] for finding in report["Findings"]}
+
+    def repair(self):
+        """Have doctor put right what a crash left, and see that it finds nothing more."""
+        self.findings("--repair")
+        assert self.findings() == {}
+
     def close(self):
         """Remove what is left; nothing of the networks may stay on the host."""
         names = self.transom("ps", "-aq").split()
@@ -175,7 +185,7 @@ def test_a_vlan_interface_is_made_and_removed_on_demand(lan, driver):
     lan.transom("stop", "-t", "0", "one")
     lan.host(f"link delete {UPLINK}.50")  # as by a restart of the host
     lan.transom("start", "one")
-    assert talk(lan.netns("one"), server, "10.88.2.200") == one
+    assert talk(lan.netns("one"), server, "10.88.2.200") == lan.address("one")
     lan.transom("rm", "-f", "one")
     lan.transom("network", "rm", "lan")
     assert f"{UPLINK}.50" not in lan.links()
@@ -188,7 +198,7 @@ def test_what_a_killed_supervisor_leaves_is_put_right(lan, driver):
     os.kill(lan.supervisor("one"), signal.SIGKILL)
     lan.transom.wait_until(lambda: lan.world.listed() == {"one": "exited"})
     assert lan.address("one") == ""
-    lan.world.repair()
+    lan.repair()
     assert one not in lan.world.inside("ip", "route")
     lan.transom("start", "one")
     assert talk(lan.netns("one"), server, NEIGHBOUR) == lan.address("one")
@@ -205,7 +215,7 @@ def test_a_run_killed_at_any_moment_leaves_nothing_on_the_host(lan):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        lan.world.repair()
+        lan.repair()
         if "one" in lan.world.listed():
             lan.transom("rm", "-f", "one")
         assert lan.world.inside("ip", "route") == before
@@ -218,11 +228,9 @@ def test_doctor_finds_what_was_spoiled_and_makes_it_whole(lan, driver):
     (mark,) = lan.links()[UPLINK]
     inside(lan.netns("one"), ip_batch, "link delete eth0")
     lan.host(f"link property del dev {UPLINK} altname {mark}", f"link set {UPLINK} down")
-    done = lan.transom.call("doctor", "--format", "json")
-    said = [f["Text"] for f in json.loads(done.out)["Findings"] if f["Subject"] == "lan"]
-    assert said == [f"parent {UPLINK} is down (and 2 more)"]
+    assert lan.findings() == {"lan": f"parent {UPLINK} is down (and 2 more)"}
     lan.host(f"link set {UPLINK} up")
-    lan.world.repair()
+    lan.repair()
     assert (lan.links()[UPLINK], id in mark) == ([mark], True)
     assert talk(lan.netns("one"), server, NEIGHBOUR) == one
 
