@@ -335,6 +335,19 @@ class FollowsLinksWhenUnpacking(Lists):
                         path.write_bytes(b"x")
 
 
+@found_by("test_no_entry_of_a_tar_leads_out_by_what_the_parent_has")
+class FollowsLinksOfTheParentWhenUnpacking(Lists):
+    def apply(self, id, parents, stream):
+        data = io.BytesIO(stream.read())
+        with tarfile.open(fileobj=data) as tar:
+            for member in tar:
+                path = self.root / id / member.name
+                if parents and member.isreg() and path.parent.is_dir():
+                    path.write_bytes(b"x")
+        data.seek(0)
+        return super().apply(id, parents, data)
+
+
 @found_by("test_a_damaged_tar_is_refused_in_words_and_the_layer_is_removable")
 class TakesWhateverItGets(Lists):
     def apply(self, id, parents, stream):

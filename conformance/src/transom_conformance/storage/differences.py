@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -311,6 +312,30 @@ class Differences(StorageCases):
             assert tree_of(outside) == before, what
             layers.snapshots.remove("hostile")
         assert layers.tree("base") == base
+
+    @pytest.mark.parametrize("group", range(2))
+    def test_no_entry_of_a_tar_leads_out_by_what_the_parent_has(self, layers: Layers, group: int) -> None:
+        """38: what leads out lies in the parent, and the last entry of the tar is all that the child unpacks."""
+        outside = layers.world.path / "outside"
+        outside.mkdir()
+        (outside / "victim").write_text("untouched")
+        before = tree_of(outside)
+        for what in [name for name, entries in ESCAPES.items() if len(entries) > 1][group::2]:
+            layers.active("leading", None)
+            try:
+                layers.snapshots.apply("leading", io.BytesIO(tar_of(ESCAPES[what][:-1], outside=str(outside))))
+            except ConfigError:
+                layers.snapshots.remove("leading")
+                continue
+            layers.snapshots.commit("leading", "parent")
+            parent = layers.tree("parent")
+            layers.active("hostile", "parent")
+            with suppress(ConfigError):
+                layers.snapshots.apply("hostile", io.BytesIO(tar_of(ESCAPES[what][-1:], outside=str(outside))))
+            assert tree_of(outside) == before, what
+            assert layers.tree("parent") == parent, what
+            layers.snapshots.remove("hostile")
+            layers.snapshots.remove("parent")
 
     def test_a_tar_may_lean_on_what_the_parent_has(self, layers: Layers) -> None:
         """39: a directory that it does not hold keeps its metadata, a link may go to a file of the parent."""

@@ -26,7 +26,8 @@ mount for its own purposes (an aufs branch, a btrfs loop file); those are its to
 What core does around every driver (`transom.services.snapshots.Snapshots`): checks names, states and
 parents, keeps the journal, locks between processes, compares `Storage.owned` with its records and removes
 orphans, makes and applies tar diffs through the mounts, refuses tars that escape. A minimal driver is
-`prepare`, `mounts`, `remove`, `owned` and `usage`.
+`prepare`, `mounts`, `remove`, `owned` and `usage`. One that stacks can have `transom.services.archive.extract` unpack
+in the layer's own directory, with the whiteouts of its own form (`transom.services.stacks.Marks`).
 
 A worked example, a driver that copies::
 

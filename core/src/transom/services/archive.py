@@ -14,14 +14,17 @@ import errno
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from transom.contract.storage import Change, ChangeKind
 from transom.errors import ConfigError, Conflict, NotSupported, TransomError
 from transom.services.files import closing
 from transom.services.trees import Tree, carried, data_pieces, join, read_xattrs
+
+if TYPE_CHECKING:
+    from transom.services.stacks import Marks, Stack
 
 T = TypeVar("T")
 
@@ -55,7 +58,7 @@ _TYPES = {kind: letter for letter, kind in _KINDS.items()}
 _DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE)
 
 
-def extract(*, stream: IO[bytes], root: str) -> int:
+def extract(*, stream: IO[bytes], root: str, below: Sequence[str] = (), marks: Marks | None = None) -> int:
     """Unpack an uncompressed layer tar into the directory `root`, over what is there, never outside it.
 
     Names are taken relative to the root; symbolic links on the way to an entry are resolved as chroot(2) would, and
@@ -65,6 +68,8 @@ def extract(*, stream: IO[bytes], root: str) -> int:
 
     Args:
         stream: read to its end, past the end of the archive too, so that a caller can digest it.
+        below: the directories of the parents, nearest first, if `root` is a layer's own of a driver that stacks them:
+            what is unpacked then replaces and deletes what these have, by the driver's `marks`.
 
     Returns:
         the sum of the sizes of the regular files, in bytes.
@@ -74,7 +79,9 @@ def extract(*, stream: IO[bytes], root: str) -> int:
         NotSupported: the file system under `root` does not keep an extended attribute.
         OSError: the host's fault: no space, no permission.
     """
-    with Tree(root) as tree:
+    from transom.services.stacks import Stack
+
+    with Stack(root, below, marks) if marks else Tree(root) as tree:
         return _Unpacking(tree).run(stream)
 
 
@@ -201,7 +208,7 @@ def _plain_records(data: bytes) -> dict[str, str] | None:
 class _Unpacking:
     """One `extract` at work."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree | Stack) -> None:
         self._tree = tree
         self._written: set[bytes] = set()
         """What this tar put or passed through: an opaque mark or whiteout of the same tar spares it."""
@@ -239,35 +246,9 @@ class _Unpacking:
         try:
             return make(*self._tree.entry(path))
         except FileExistsError:
-            self._remove(path)
+            self._resolved.clear()
+            self._tree.clear(path)
             return make(*self._tree.entry(path))
-
-    def _remove(self, path: bytes, *, keep_own: bool = False) -> None:
-        """Remove `path` with all below it, or only what was there before this tar."""
-        self._resolved.clear()
-        doomed = [path]
-        for above in doomed:
-            if self._is_directory(above):
-                doomed += [join(above, os.fsencode(name)) for name in os.listdir(self._tree.directory(above))]
-        for path in reversed(doomed):
-            if keep_own and path in self._written:
-                continue
-            self._written.discard(path)
-            try:
-                name, fd = self._tree.entry(path)
-                os.unlink(name, dir_fd=fd)
-            except IsADirectoryError:
-                os.rmdir(name, dir_fd=fd)
-            except (FileNotFoundError, NotADirectoryError):
-                pass
-
-    def _is_directory(self, path: bytes) -> bool:
-        """Say whether `path` is a directory; a symbolic link to one is not."""
-        try:
-            name, fd = self._tree.entry(path)
-            return stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
 
     def _unpack(self, member: tarfile.TarInfo, stream: _Stream) -> None:
         try:
@@ -311,7 +292,7 @@ class _Unpacking:
             if name in (b"", b".", b".."):
                 continue
             try:
-                target = os.readlink(name, dir_fd=self._tree.directory(done))
+                target = self._tree.readlink(join(done, name))
             except OSError as error:
                 done = join(done, name)
                 if error.errno == errno.ENOENT and create:
@@ -324,7 +305,8 @@ class _Unpacking:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 done = b"" if target.startswith(b"/") else done
                 todo += target.split(b"/")[::-1]
-        self._tree.directory(done)
+        if not self._tree.is_directory(done):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         self._resolved[path] = done
         return done
 
@@ -344,19 +326,24 @@ class _Unpacking:
             real = self._resolve(parent, create=False)
         except FileNotFoundError:
             return True
-        for lower in map(os.fsencode, os.listdir(self._tree.directory(real))) if name == OPAQUE else [hidden]:
-            self._remove(join(real, lower), keep_own=True)
+        self._resolved.clear()
+        if name == OPAQUE:
+            self._tree.empty(real, self._written)
+        else:
+            self._tree.remove(join(real, hidden), self._written)
         return True
 
     def _directory(self, path: bytes) -> None:
-        if not self._is_directory(path):
+        if not self._tree.is_directory(path):
             self._create(path, lambda name, fd: os.mkdir(name, dir_fd=fd))
             os.chmod(self._tree.directory(path), 0o755)  # mkdir(2) heeds the umask
+            self._tree.made(path)
 
     def _link(self, path: bytes, member: tarfile.TarInfo) -> None:
         parent, _, name = _clean(member.linkname, member).rpartition(b"/")
         try:
             real = self._resolve(parent, create=False)
+            self._tree.bring(join(real, name))
             with closing(os.dup(self._tree.directory(real))) as at:
                 if join(real, name) != path:
                     link = partial(os.link, name, src_dir_fd=at, follow_symlinks=False)

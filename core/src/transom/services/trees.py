@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from transom.contract.storage import Usage
 from transom.services.files import closing
@@ -65,6 +65,51 @@ class Tree:
         """Name what is at `path` for calls that take no directory's descriptor, provided they follow no link."""
         name, fd = self.entry(path)
         return b"/proc/self/fd/%d/%s" % (fd, name)
+
+    def is_directory(self, path: bytes) -> bool:
+        """Say whether there is a directory; a symbolic link to one is not."""
+        try:
+            name, fd = self.entry(path)
+            return stat.S_ISDIR(os.lstat(name, dir_fd=fd).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def readlink(self, path: bytes) -> bytes:
+        """Read a symbolic link; EINVAL says that it is none."""
+        name, fd = self.entry(path)
+        return os.readlink(name, dir_fd=fd)
+
+    def remove(self, path: bytes, keep: Collection[bytes]) -> None:
+        """Remove what is at `path` with all below it, but the paths to `keep`. Absent is success."""
+        doomed = [path]
+        for above in doomed:
+            if self.is_directory(above):
+                doomed += [join(above, os.fsencode(name)) for name in os.listdir(self.directory(above))]
+        for path in reversed(doomed):
+            if path in keep:
+                continue
+            try:
+                name, fd = self.entry(path)
+                os.unlink(name, dir_fd=fd)
+            except IsADirectoryError:
+                os.rmdir(name, dir_fd=fd)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+
+    def clear(self, path: bytes) -> None:
+        """Remove what is at `path`, with all below it, for something else to take its place."""
+        self.remove(path, ())
+
+    def empty(self, path: bytes, keep: Collection[bytes]) -> None:
+        """Remove what is in a directory, but the paths to `keep`."""
+        for name in os.listdir(self.directory(path)):
+            self.remove(join(path, os.fsencode(name)), keep)
+
+    def bring(self, path: bytes) -> None:
+        """Have a file here to make a hard link to: it is, in a tree of one layer."""
+
+    def made(self, path: bytes) -> None:
+        """Be told of a directory that was made where there was none: nothing more to do in a tree of one layer."""
 
 
 def join(parent: bytes, name: bytes) -> bytes:
@@ -205,7 +250,7 @@ def copy_tree(source: Path, target: Path) -> None:
                     old, fd = done.entry(first)
                     os.link(old, name, src_dir_fd=fd, dst_dir_fd=writer.fd, follow_symlinks=False)
                 else:
-                    _copy_file(reader.fd, writer.fd, name, found)
+                    copy_file(reader.fd, writer.fd, name, found)
             return directories
 
         def leave(name: bytes) -> None:
@@ -222,7 +267,8 @@ def _copy_attributes_of(source: int, target: int, name: bytes) -> None:
     copy_attributes(f"/proc/self/fd/{source}/{text}", f"/proc/self/fd/{target}/{text}", follow_symlinks=False)
 
 
-def _copy_file(source: int, target: int, name: bytes, found: os.stat_result) -> None:
+def copy_file(source: int, target: int, name: bytes, found: os.stat_result) -> None:
+    """Copy what is no directory from one directory to the other, both open, under its name; see `copy_tree`."""
     if stat.S_ISREG(found.st_mode):
         old = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME, dir_fd=source)
         with closing(old) as reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import msgspec
 
@@ -43,7 +43,9 @@ class Overlay2(Storage):
     option_docs: ClassVar[dict[str, str]] = {
         "overlay2.size": "The most bytes that a container may write, where it does not say so itself: a project quota.",
     }
-    capabilities = _Capabilities({StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.QUOTA})
+    capabilities = _Capabilities(
+        {StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.APPLY, StorageCapability.QUOTA}
+    )
 
     @cached_property
     def max_depth(self) -> int:  # type: ignore[override]  # asks the kernel when first needed
@@ -171,6 +173,17 @@ class Overlay2(Storage):
         from transom_storage_overlay2.changes import changes
 
         return iter(changes(self._diff(id), [self._diff(parent) for parent in parents]))
+
+    def apply(self, id: str, parents: tuple[str, ...], stream: IO[bytes]) -> int:
+        """Unpack into the upper directory, with overlay's marks for what is deleted."""
+        from transom.services.archive import extract
+        from transom_storage_overlay2.marks import OverlayMarks
+
+        below = [self._diff(parent) for parent in parents]
+        try:
+            return extract(stream=stream, root=self._diff(id), below=below, marks=OverlayMarks())
+        except OSError as error:
+            raise self._failed("apply", id, error) from error
 
     def content(self, id: str) -> str:
         """The upper directory: what changed is there whole, since metacopy is off."""

@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from transom.contract.storage import Change, ChangeKind
+from transom_storage_overlay2.marks import INTERNAL, is_opaque, is_whiteout
 
-_INTERNAL = "trusted.overlay."
-_OPAQUE = _INTERNAL + "opaque"
 _CHUNK = 1 << 20
 
 
@@ -55,13 +54,13 @@ def _examine(parent: _Directory, name: bytes) -> tuple[Change | None, _Directory
     path, place = os.path.join(parent.path, name), os.path.join(parent.place, name)
     old = list(_look_up(parent.below, name))
     status = os.lstat(place)
-    if _is_whiteout(status):
+    if is_whiteout(status):
         return (Change(path, ChangeKind.DELETED) if old else None), None
     if not stat.S_ISDIR(status.st_mode):
         if not old:
             return Change(path, ChangeKind.ADDED), None
         return (Change(path, ChangeKind.MODIFIED) if parent.fresh or _differs(place, old[0]) else None), None
-    fresh = parent.fresh or not old or not _is_directory(old[0]) or _opaque(place)
+    fresh = parent.fresh or not old or not _is_directory(old[0]) or is_opaque(place)
     inner = _Directory(path=path, place=place, below=old, fresh=fresh)
     if not old:
         return Change(path, ChangeKind.ADDED), inner
@@ -77,7 +76,7 @@ def _look_up(places: Sequence[bytes], name: bytes) -> Iterator[bytes]:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        if _is_whiteout(status):
+        if is_whiteout(status):
             return
         if not stat.S_ISDIR(status.st_mode):
             if not merging:
@@ -85,7 +84,7 @@ def _look_up(places: Sequence[bytes], name: bytes) -> Iterator[bytes]:
             return
         yield path
         merging = True
-        if _opaque(path):
+        if is_opaque(path):
             return
 
 
@@ -93,20 +92,9 @@ def _is_directory(path: bytes) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
 
 
-def _is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-
-
-def _opaque(path: bytes) -> bool:
-    try:
-        return os.getxattr(path, _OPAQUE, follow_symlinks=False) == b"y"
-    except OSError:  # ENODATA
-        return False
-
-
 def _attributes(path: bytes) -> dict[str, bytes]:
     names = os.listxattr(path, follow_symlinks=False)
-    return {n: os.getxattr(path, n, follow_symlinks=False) for n in names if not n.startswith(_INTERNAL)}
+    return {n: os.getxattr(path, n, follow_symlinks=False) for n in names if not n.startswith(INTERNAL)}
 
 
 def _metadata_differs(new: bytes, old: bytes) -> bool:
