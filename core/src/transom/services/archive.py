@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, TypeVar
+from zlib import adler32
 
 from transom.contract.storage import Change, ChangeKind
 from transom.errors import ConfigError, Conflict, NotSupported, TransomError
@@ -38,6 +40,7 @@ HEADERS = 16 << 20
 SYMLINKS = 40
 """As many symbolic links in one name as path_resolution(7) allows."""
 ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _BAD_ENTRY = frozenset(
@@ -45,6 +48,10 @@ _BAD_ENTRY = frozenset(
     | {errno.EMLINK, errno.EXDEV, errno.EFBIG, errno.ERANGE, errno.E2BIG, errno.EOVERFLOW}
 )
 """What the kernel says when the entry is to blame; anything else (no space, no permission) is the host's."""
+
+_SWAPPED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+"""What the kernel says when something else has taken the place of what was there a moment ago."""
+_ZEROS = bytes(tarfile.BLOCKSIZE)
 
 _KINDS = {
     tarfile.REGTYPE: stat.S_IFREG,
@@ -124,6 +131,10 @@ class _Stream:
         return self._chunk[self._at : self._at + size]
 
     def seek(self, position: int) -> None:
+        ahead = position - self._passed
+        if self._at <= ahead <= len(self._chunk):
+            self._at = ahead
+            return
         if position < self.tell():
             raise _damaged(f"the entry before byte {self.tell()} contradicts itself about its size")
         for _ in self._pieces(position - self.tell()):
@@ -145,29 +156,28 @@ def _plain_member(tar: Any, stream: _Stream) -> tarfile.TarInfo | None:
     if tar.firstmember is not None or tar.pax_headers or tar.offset < stream.tell():
         return None
     stream.seek(tar.offset)
-    head, records, used = stream.peek(3 * tarfile.BLOCKSIZE), {}, tarfile.BLOCKSIZE
-    block = head[: tarfile.BLOCKSIZE]
+    head, used, records = stream.peek(3 * tarfile.BLOCKSIZE), tarfile.BLOCKSIZE, {}
     try:
-        if block[156:157] == tarfile.XHDTYPE:
-            size = _octal(block[124:136])
-            if size > tarfile.BLOCKSIZE or not _is_sound(block):
+        if head[156:157] == tarfile.XHDTYPE:
+            if not (found := _plain_records(head)):
                 return None
-            found = _plain_records(head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + size])
-            if found is None:
-                return None
-            block, records, used = head[2 * tarfile.BLOCKSIZE :], found, 3 * tarfile.BLOCKSIZE
-        kind = block[156:157]
-        if kind not in _PLAIN or block[257:265] != tarfile.POSIX_MAGIC or block[345] or not _is_sound(block):
+            head, used, records = head[2 * tarfile.BLOCKSIZE :], 3 * tarfile.BLOCKSIZE, found
+        name, mode, uid, gid, size, mtime, checksum, kind, link, magic, prefix = _HEADER.unpack_from(head)
+        numbers = b"%b%b%b%b%b" % (mode, uid, gid, size, mtime)
+        sound = numbers.isdigit() and _is_sound(head[: tarfile.BLOCKSIZE], checksum)
+        if not sound or kind not in _PLAIN or magic != tarfile.POSIX_MAGIC or prefix != b"\0":
             return None
-        name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        member = tarfile.TarInfo(name.rstrip("/") if kind == tarfile.DIRTYPE else name)
-        member.mode, member.uid, member.gid = _octal(block[100:108]), _octal(block[108:116]), _octal(block[116:124])
-        member.size, member.mtime, member.type = _octal(block[124:136]), _octal(block[136:148]), kind
-    except (ValueError, IndexError):
+    except (ValueError, struct.error):
         return None
-    if member.size and kind != tarfile.REGTYPE:
-        return None
-    member.linkname = block[157:257].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    member = tarfile.TarInfo(name.rstrip(b"\0").decode())
+    member.mode, member.uid, member.gid = int(mode, 8), int(uid, 8), int(gid, 8)
+    member.size, member.mtime, member.type = int(size, 8), int(mtime, 8), kind
+    if kind != tarfile.REGTYPE:
+        if member.size:
+            return None
+        member.linkname = link.rstrip(b"\0").decode()
+        if kind == tarfile.DIRTYPE:
+            member.name = member.name.rstrip("/")
     member.pax_headers = records
     stream.seek(tar.offset + used)
     tar.offset += used + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
@@ -177,20 +187,23 @@ def _plain_member(tar: Any, stream: _Stream) -> tarfile.TarInfo | None:
 _PLAIN = (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
 
 
-def _octal(field: bytes) -> int:
-    """Read a number; ValueError for another form, which tarfile knows."""
-    text = field.rstrip(b"\0 ")
-    if not text.isdigit():
-        raise ValueError(field)
-    return int(text, 8)
+_HEADER = struct.Struct("100s7sx7sx7sx11sx11sx6s2xc100s8s80xc")
+"""Those fields of a header that we read, numbers without the NUL behind them, and the first byte of the prefix."""
 
 
-def _is_sound(block: bytes) -> bool:
-    return _octal(block[148:156]) == 256 + sum(block[:148]) + sum(block[156:])
+def _is_sound(block: bytes, checksum: bytes) -> bool:
+    """Compare the checksum; one of a block with more than ASCII in it is left to tarfile."""
+    if not (block.isascii() and checksum.isdigit() and len(block) == tarfile.BLOCKSIZE):
+        return False
+    return int(checksum, 8) == 8 * ord(" ") + _sum(block[:148] + block[156:])
 
 
-def _plain_records(data: bytes) -> dict[str, str] | None:
-    """Read PAX records that only say times and extended attributes; None for others, or when they are odd."""
+def _plain_records(head: bytes) -> dict[str, str] | None:
+    """Read a block of PAX records that only say times and extended attributes; None if there is more, or it is odd."""
+    size, checksum = _RECORDS.unpack_from(head)
+    if not size.isdigit() or int(size, 8) > tarfile.BLOCKSIZE or not _is_sound(head[: tarfile.BLOCKSIZE], checksum):
+        return None
+    data = head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + int(size, 8)]
     records, at = {}, 0
     while at < len(data):
         length, _, _ = data[at : at + 8].partition(b" ")
@@ -205,6 +218,9 @@ def _plain_records(data: bytes) -> dict[str, str] | None:
     return records
 
 
+_RECORDS = struct.Struct("124x11s13x6s")
+
+
 class _Unpacking:
     """One `extract` at work."""
 
@@ -213,6 +229,11 @@ class _Unpacking:
         self._written: set[bytes] = set()
         """What this tar put or passed through: an opaque mark or whiteout of the same tar spares it."""
         self._resolved: dict[bytes, bytes] = {}
+        self._known: dict[str, bytes] = {}
+        """Directories as entries name them, and as they were resolved."""
+        self._place = (b"/", False)
+        """Where we looked last, and whether that directory hands nothing of its own down to new files."""
+        self._ids, self._umask = (os.geteuid(), os.getegid()), _umask()
         self._times: dict[bytes, int] = {}
 
     def run(self, source: IO[bytes]) -> int:
@@ -241,17 +262,25 @@ class _Unpacking:
                 pass  # a later entry took its place
         return size
 
+    def _look_again(self) -> None:
+        """Forget where names lead: something on the way may have gone."""
+        self._resolved.clear()
+        self._known.clear()
+        self._place = (b"/", False)
+
     def _create(self, path: bytes, make: Callable[[bytes, int], T]) -> T:
         """Call `make` with name and directory of `path`, and again with the way cleared if something is there."""
         try:
             return make(*self._tree.entry(path))
         except FileExistsError:
-            self._resolved.clear()
+            self._look_again()
             self._tree.clear(path)
             return make(*self._tree.entry(path))
 
     def _unpack(self, member: tarfile.TarInfo, stream: _Stream) -> None:
         try:
+            if member.type == tarfile.REGTYPE and self._ordinary(member, stream):
+                return
             path = _clean(member.name, member)
             if WHITEOUT in path and self._whiteout(path, member):
                 return
@@ -260,6 +289,7 @@ class _Unpacking:
             if member.isdir():
                 self._directory(path)
                 _dress(self._tree.directory(path), member)
+                self._place = (b"/", False)
                 self._times[path] = _mtime(member)
             elif not path:
                 raise _refused(member, "is the layer's root and no directory")
@@ -270,15 +300,54 @@ class _Unpacking:
                     if member.isreg():
                         _unpack_data(fd, member, stream)
                     _dress(fd if member.isreg() else f"/proc/self/fd/{fd}", member)
-            while path and path not in self._written:
-                self._written.add(path)
-                path = path.rpartition(b"/")[0]
+            self._note(path)
+            above, _, name_given = member.name.rpartition("/")
+            if name_given not in ("", ".", ".."):
+                self._known[above] = path.rpartition(b"/")[0]
         except OSError as error:
             if error.errno not in _BAD_ENTRY:
                 raise
             raise _refused(member, f"cannot be made: {error.strerror}") from error
         except (ValueError, OverflowError) as error:
             raise _refused(member, f"is damaged: {error}") from error
+
+    def _note(self, path: bytes) -> None:
+        while path and path not in self._written:
+            self._written.add(path)
+            path = path.rpartition(b"/")[0]
+
+    def _ordinary(self, member: tarfile.TarInfo, stream: _Stream) -> bool:
+        """Unpack a file with nothing unusual about it, whose place is known, by few calls; or say that it is none."""
+        parent, _, name = member.name.rpartition("/")
+        real = self._known.get(parent)
+        if real is None or name in ("", ".", "..") or name.startswith(".wh.") or member.sparse is not None:
+            return False
+        if len(member.pax_headers) > ("mtime" in member.pax_headers) or min(member.uid, member.gid, member.size) < 0:
+            return False
+        if not self._is_plain_place(real):
+            return False
+        mode, path = member.mode & 0o7777, join(real, name.encode("utf-8", "surrogateescape"))
+        owned = (member.uid, member.gid) == self._ids
+        exact = owned and not mode & (self._umask | 0o7000)
+        fd = self._create(path, lambda name, at: os.open(name, CREATE, mode if exact else 0o600, dir_fd=at))
+        try:
+            stream.copy(fd, 0, member.size)
+            if not owned:
+                os.chown(fd, member.uid, member.gid)
+            if not exact:
+                os.chmod(fd, mode)
+            os.utime(fd, ns=(_mtime(member),) * 2)
+        finally:
+            os.close(fd)
+        self._note(path)
+        return True
+
+    def _is_plain_place(self, path: bytes) -> bool:
+        """Say whether new files in the directory are of our group and get no attributes from it."""
+        if path != self._place[0]:
+            fd = self._tree.directory(path)
+            self._place = path, os.fstat(fd).st_gid == self._ids[1] and not read_xattrs(fd)
+        return self._place[1]
 
     def _resolve(self, path: bytes, *, create: bool) -> bytes:
         """Say which real directory `path` is, symbolic links resolved in the tree; make it, or have it be there."""
@@ -326,7 +395,7 @@ class _Unpacking:
             real = self._resolve(parent, create=False)
         except FileNotFoundError:
             return True
-        self._resolved.clear()
+        self._look_again()
         if name == OPAQUE:
             self._tree.empty(real, self._written)
         else:
@@ -352,6 +421,12 @@ class _Unpacking:
         except (FileNotFoundError, PermissionError) as error:
             what = "not there" if error.errno == errno.ENOENT else "a directory"
             raise _refused(member, f"links to {member.linkname!r}, which is {what}") from None
+
+
+def _umask() -> int:
+    """Read the umask without changing it, as umask(2) would for a moment and for every thread (proc(5))."""
+    with open("/proc/self/status", "rb") as status:
+        return next((int(line[6:], 8) for line in status if line.startswith(b"Umask:")), 0o7777)
 
 
 def _unpack_data(fd: int, member: tarfile.TarInfo, stream: _Stream) -> None:
@@ -466,7 +541,7 @@ def write_tree(*, root: str, out: IO[bytes]) -> int:
 class _Packing:
     def __init__(self, *, tree: Tree, out: IO[bytes]) -> None:
         self._tree, self._out, self._size = tree, out, 0
-        self._held = bytearray()
+        self._held, self._used = memoryview(bytearray(CHUNK)), 0
         self._written: set[bytes] = set()
         self._links: dict[tuple[int, int], str] = {}
 
@@ -496,14 +571,18 @@ class _Packing:
 
     def _put(self, data: bytes) -> None:
         """Write, small pieces many at a time."""
-        self._size += len(data)
-        self._held += data
-        if len(self._held) >= CHUNK:
+        if len(data) > CHUNK - self._used:
             self._flush()
+            if len(data) > CHUNK:
+                self._size += self._out.write(data)
+                return
+        self._held[self._used : self._used + len(data)] = data
+        self._used += len(data)
 
     def _flush(self) -> None:
-        self._out.write(self._held)
-        self._held = bytearray()  # a new one: who got the old may still have it
+        self._out.write(self._held[: self._used])
+        self._size += self._used
+        self._used = 0
 
     def _header(self, info: tarfile.TarInfo) -> None:
         try:
@@ -518,30 +597,48 @@ class _Packing:
             return
         try:
             name, at = self._tree.entry(path)
-            opened = os.open(name, ENTRY, dir_fd=at)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Conflict(
-                f"layer tar: {os.fsdecode(path)!r} vanished while the layer was read; pause the container and try again"
-            ) from None
+            regular = stat.S_ISREG(os.lstat(name, dir_fd=at).st_mode)
+            opened = os.open(name, READ if regular else ENTRY, dir_fd=at)
+        except OSError as error:
+            if error.errno not in _SWAPPED:
+                raise
+            raise _vanished(path) from None
         try:
-            self._describe(path, opened)
-        finally:
-            os.close(opened)
-
-    def _describe(self, path: bytes, fd: int) -> None:
-        found = os.fstat(fd)
-        kind = stat.S_IFMT(found.st_mode)
-        if kind == stat.S_IFREG:
-            opened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
+            found = os.fstat(opened)
+            if not regular:
+                self._describe(path, opened, found)
+            elif not stat.S_ISREG(found.st_mode):
+                raise _vanished(path)
+            elif not self._ordinary(path, opened, found):
                 info = self._info(path, found, opened)
                 if info.type == tarfile.REGTYPE:
                     self._file(info, opened, found)
                 else:
                     self._header(info)
-            finally:
-                os.close(opened)
-        elif kind != stat.S_IFSOCK:
+        finally:
+            os.close(opened)
+
+    def _ordinary(self, path: bytes, fd: int, found: os.stat_result) -> bool:
+        """Write a file with one name, no holes and nothing that a plain header cannot say; or say that it is none."""
+        size = found.st_size
+        if found.st_nlink != 1 or found.st_blocks * 512 < size or os.listxattr(fd):
+            return False
+        seconds, fraction = divmod(found.st_mtime_ns, 10**9)
+        header = _block(
+            path, b"", tarfile.REGTYPE, found.st_mode & 0o7777, found.st_uid, found.st_gid, size, seconds, fraction
+        )
+        if not header:
+            return False
+        self._put(header)
+        self._copy(fd, 0, size)
+        self._put(_ZEROS[: -size % tarfile.BLOCKSIZE])
+        return True
+
+    def _describe(self, path: bytes, fd: int, found: os.stat_result) -> None:
+        kind = stat.S_IFMT(found.st_mode)
+        if kind == stat.S_IFREG:
+            raise _vanished(path)
+        if kind != stat.S_IFSOCK:
             info = self._info(path, found, f"/proc/self/fd/{fd}")
             if kind == stat.S_IFDIR:
                 self._written.add(path)
@@ -591,14 +688,26 @@ class _Packing:
         self._put(holes)
         for offset, size in pieces:
             self._copy(fd, offset, size)
-        self._put(bytes(-self._size % tarfile.BLOCKSIZE))
+        self._put(_ZEROS[: -stored % tarfile.BLOCKSIZE])
 
     def _copy(self, fd: int, offset: int, size: int) -> None:
         end = offset + size
         while offset < end:
-            data = os.pread(fd, min(end - offset, CHUNK), offset) or bytes(min(end - offset, CHUNK))
-            self._put(data)
-            offset += len(data)
+            if self._used == CHUNK:
+                self._flush()
+            room = self._held[self._used : self._used + end - offset]
+            done = os.preadv(fd, [room], offset)
+            if not done:  # it shrank
+                done = len(room)
+                room[:] = bytes(done)
+            self._used += done
+            offset += done
+
+
+def _vanished(path: bytes) -> Conflict:
+    return Conflict(
+        f"layer tar: {os.fsdecode(path)!r} vanished while the layer was read; pause the container and try again"
+    )
 
 
 def _pieces(fd: int, found: os.stat_result) -> list[tuple[int, int]]:
@@ -608,13 +717,9 @@ def _pieces(fd: int, found: os.stat_result) -> list[tuple[int, int]]:
     return data_pieces(fd, found.st_size)
 
 
-_MTIME = 30
-"""How long the record of a time with nanoseconds is, of today: ``30 mtime=1700000000.123456789``."""
-
-
 @cache
 def _mtime_header() -> bytes:
-    """Return the header before such a record: the same every time, its checksum too."""
+    """Return the header before a record of a time with nanoseconds: of today's the same every time."""
     info = tarfile.TarInfo("x")
     info.pax_headers = {"mtime": "1700000000.123456789"}
     return info.tobuf(tarfile.PAX_FORMAT)[: tarfile.BLOCKSIZE]
@@ -622,27 +727,46 @@ def _mtime_header() -> bytes:
 
 def _plain_header(info: tarfile.TarInfo) -> bytes:
     """Make the header of an ordinary entry as tarfile does, several times as fast; empty for one that needs more."""
-    name, link, headers = info.name, info.linkname, info.pax_headers
-    mtime = headers.get("mtime", "")
-    if len(headers) > bool(mtime) or not (name.isascii() and link.isascii()) or info.type in _DEVICES:
+    name, link, headers = _bytes(info.name), _bytes(info.linkname), info.pax_headers
+    mtime, seconds, fraction = headers.get("mtime", ""), int(info.mtime), 0
+    if len(headers) > bool(mtime) or info.type in _DEVICES:
         return b""
-    if info.type == tarfile.DIRTYPE and not name.endswith("/"):
-        name += "/"
-    large = info.size >= 8**11 or info.uid >= 8**7 or info.gid >= 8**7 or not 0 <= info.mtime < 8**11
-    if large or len(name) > 100 or len(link) > 100:
+    if mtime:
+        whole, _, rest = mtime.partition(".")
+        if whole != str(seconds) or len(rest) != 9 or not (fraction := int(rest)):
+            return b""
+    if info.type == tarfile.DIRTYPE and not name.endswith(b"/"):
+        name += b"/"
+    return _block(name, link, info.type, info.mode & 0o7777, info.uid, info.gid, info.size, seconds, fraction)
+
+
+def _block(
+    name: bytes, link: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, seconds: int, fraction: int
+) -> bytes:
+    """Make a header whose modification time is `seconds` and `fraction` nanoseconds; empty if one does not fit."""
+    if size >= 8**11 or uid >= 8**7 or gid >= 8**7 or not 0 <= seconds < 8**11 or not (name + link).isascii():
+        return b""
+    if len(name) > 100 or len(link) > 100 or (fraction and not 10**9 <= seconds < 10**10):
         return b""
     block = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0        %b%bustar\x0000%b" % (
-        name.encode().ljust(100, b"\0"), info.mode & 0o7777, info.uid, info.gid, info.size, int(info.mtime), info.type,
-        link.encode().ljust(100, b"\0"), bytes(247),
+        name.ljust(100, b"\0"), mode, uid, gid, size, seconds, kind, link.ljust(100, b"\0"), _ZEROS[:247]
     )  # fmt: skip
-    block = b"%b%06o\0%b" % (block[:148], sum(block), block[155:])
-    if not mtime:
-        return block
-    record = f"{_MTIME} mtime={mtime}\n".encode()
-    if len(record) != _MTIME:
-        return b""
-    return b"%b%b%b%b" % (_mtime_header(), record, bytes(tarfile.BLOCKSIZE - _MTIME), block)
+    head, total, tail = block[:148], _sum(block), block[155:]
+    if fraction:
+        return b"%b30 mtime=%d.%09d\n%b%b%06o\0%b" % (
+            _mtime_header(), seconds, fraction, _ZEROS[:482], head, total, tail
+        )  # fmt: skip
+    return b"%b%06o\0%b" % (head, total, tail)
+
+
+def _sum(block: bytes) -> int:
+    """Add up the bytes of a header of ASCII: as one half of a checksum that C computes, which wraps beyond 65,521."""
+    return (adler32(block) & 0xFFFF) - 1
 
 
 def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -45,7 +45,7 @@ def compare(*, lower: str | None, upper: str, only: frozenset[bytes] | None = No
         else:
             with Tree(lower) as old:
                 found = _Comparison(new=new, old=old, only=only).differences()
-    return iter(sorted(found))
+    return iter(sorted(found, key=lambda change: change.path))
 
 
 def _entries(tree: Tree, path: bytes) -> Entries:
@@ -72,8 +72,15 @@ class _Comparison:
         self._new_links: dict[bytes, Inode] = {}
 
     def additions(self) -> list[Change]:
-        for name, found in _entries(self._new, b"").items():
-            self._add(name, found)
+        todo = [b""]
+        while todo:
+            path = todo.pop()
+            with os.scandir(self._new.directory(path)) as listing:
+                for entry in listing:
+                    child = join(path, os.fsencode(entry.name))
+                    self._note(child, ChangeKind.ADDED)
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(child)
         return list(self._changes.values())
 
     def differences(self) -> list[Change]:
