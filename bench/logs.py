@@ -8,18 +8,12 @@ dockerd has no file for (the time above the command's own start, in a log of 1 G
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from datetime import datetime
-from pathlib import Path
 
-from run import IMAGE, Dockerd, Group, loopback_up, machine, make_root, transom_side
-
-from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
-from transom.services.netns import CLONE_NEWNET
+from engines import IMAGE, both, place_of_our_own
 
 PLAIN = "".join(chr(ord("a") + number % 26) for number in range(99))
 ESCAPED = '{"level":"info","msg":"<b>größe & maß</b>","path":"C:\\\\temp","ok":"ünïcödé"}'
@@ -137,41 +131,20 @@ def main():
     parser.add_argument("--lines", type=int, default=2_000_000, help="lines of a container (default 2000000)")
     parser.add_argument("--no-docker", dest="docker", action="store_false", help="measure ours only")
     options = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("the benchmark runs containers: run it as root")
-    print(machine() + "\n", flush=True)
-    unshare(CLONE_NEWNET | CLONE_NEWNS)
-    mount("", "/", flags=MS_REC | MS_PRIVATE)
-    loopback_up()
-    place = Path(tempfile.mkdtemp(prefix="transom-bench-"))
-    name = f"transom-bench-{os.getpid()}"
-    groups = [Group(f"{name}-transom"), Group(f"{name}-docker")]
-    docker = None
-    try:
-        make_root(place / "root")
+    with place_of_our_own() as place:
         (place / "root/bin/cat").symlink_to("busybox")
         (place / "lines").mkdir()
         make_lines(place / "lines/empty", PLAIN, 0)
         make_lines(place / "lines/plain", PLAIN, options.lines)
         make_lines(place / "lines/escapes", ESCAPED, options.lines)
-        transom, _engine = transom_side(place, groups[0])
-        docker = Dockerd(place, groups[1]) if options.docker and shutil.which("dockerd") else None
-        sides = [transom] + ([docker.side] if docker else [])
-        found = {side.title: [] for side in sides}
-        for _ in range(options.pairs):
-            for side in sides:
-                found[side.title].append(measure(side, place, options.lines))
-        show(found)
-        positions(transom, place, options.lines)
-    finally:
-        if docker:
-            docker.stop()
-        base = "/sys/fs/cgroup/cpuacct/cgroup.procs" if groups[0].v1 else "/sys/fs/cgroup/cgroup.procs"
-        Path(base).write_text("0")
-        for group in groups:
-            group.remove()
-        shutil.rmtree(place, ignore_errors=True)
-    print("\n" + machine())
+        with both(place, docker=options.docker) as (transom, _engine, docker):
+            sides = [transom] + ([docker.side] if docker else [])
+            found = {side.title: [] for side in sides}
+            for _ in range(options.pairs):
+                for side in sides:
+                    found[side.title].append(measure(side, place, options.lines))
+            show(found)
+            positions(transom, place, options.lines)
 
 
 def show(found):

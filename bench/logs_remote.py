@@ -9,21 +9,15 @@ acknowledgements; docker's fluentd driver does by its default not. Every line is
 
 import argparse
 import contextlib
-import os
 import shutil
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 
-from run import IMAGE, MS_PRIVATE, Dockerd, Group, machine, make_root, transom_side
-
-from transom.services.mounts import CLONE_NEWNS, MS_REC, mount, unshare
-from transom.services.netns import CLONE_NEWNET, loopback_up
+from engines import IMAGE, both, place_of_our_own
 
 STALL = 30
 """Seconds without a new line after which the rest is given up as lost."""
@@ -142,40 +136,19 @@ def main():
     parser.add_argument("--lines", type=int, default=2_000_000, help="lines of a container (default 2000000)")
     parser.add_argument("--no-docker", dest="docker", action="store_false", help="measure ours only")
     options = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("the benchmark runs containers: run it as root")
-    print(machine() + "\n", flush=True)
-    unshare(CLONE_NEWNET | CLONE_NEWNS)
-    mount("", "/", flags=MS_REC | MS_PRIVATE)
-    loopback_up()
-    place = Path(tempfile.mkdtemp(prefix="transom-bench-"))
-    name = f"transom-bench-{os.getpid()}"
-    groups = [Group(f"{name}-transom"), Group(f"{name}-docker")]
-    docker = None
-    try:
-        make_root(place / "root")
+    with place_of_our_own() as place:
         (place / "root/bin/cat").symlink_to("busybox")
         (place / "root/lines").touch()
         with open(place / "lines", "wb") as file:
             for first in range(0, options.lines, 10_000):
                 file.write(b"".join([b"%099d\n" % i for i in range(first, min(first + 10_000, options.lines))]))
-        transom, _engine = transom_side(place, groups[0])
-        docker = Dockerd(place, groups[1]) if options.docker and shutil.which("dockerd") else None
-        sides = [transom] + ([docker.side] if docker else [])
-        found = {side.title: [] for side in sides}
-        for _ in range(options.pairs):
-            for side in sides:
-                found[side.title].append(cases(place, side, place / "lines", options.lines))
-        show(found)
-    finally:
-        if docker:
-            docker.stop()
-        base = "/sys/fs/cgroup/cpuacct/cgroup.procs" if groups[0].v1 else "/sys/fs/cgroup/cgroup.procs"
-        Path(base).write_text("0")
-        for group in groups:
-            group.remove()
-        shutil.rmtree(place, ignore_errors=True)
-    print("\n" + machine())
+        with both(place, docker=options.docker) as (transom, _engine, docker):
+            sides = [transom] + ([docker.side] if docker else [])
+            found = {side.title: [] for side in sides}
+            for _ in range(options.pairs):
+                for side in sides:
+                    found[side.title].append(cases(place, side, place / "lines", options.lines))
+            show(found)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,14 @@ import argparse
 import http.client
 import json
 import os
-import shutil
 import socket
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
-from run import IMAGE, MS_PRIVATE, Dockerd, Group, machine, make_root, transom_side
+from engines import IMAGE, both, place_of_our_own
 
 from transom.contract.network import Endpoint, Network, Port, Subnet
-from transom.services.mounts import CLONE_NEWNS, MS_REC, mount, unshare
-from transom.services.netns import CLONE_NEWNET, create, loopback_up
+from transom.services.netns import create
 
 NETWORKS = 8
 
@@ -51,59 +47,46 @@ class OverSocket(http.client.HTTPConnection):
             raise SystemExit(f"docker {path}: {answer.status} {text!r}")
 
 
-def against_docker(place, name, pairs):
+def against_docker(transom, engine, docker, place, pairs):
     """Connect and disconnect a running container by turns: inside an engine that runs, and by the command."""
     from transom_engine.model import EndpointSettings
 
-    groups = [Group(f"{name}-transom"), Group(f"{name}-docker")]
-    docker = None
-    try:
-        transom, engine = transom_side(place, groups[0])
-        docker = Dockerd(place, groups[1])
-        for side in (transom, docker.side):
-            side("run", "-d", "--name", "app", "--network", "bridge", IMAGE, "sleep", "10000")
-            for number in range(NETWORKS):
-                side("network", "create", f"n{number}")
-        api, app = OverSocket(f"{place}/docker.sock"), engine.containers.get("app")
-        cases = {
-            "connect, in an engine that runs": (
-                lambda net: engine.endpoints.connect(net, app, EndpointSettings()),
-                lambda net: api.post(f"/networks/{net}/connect", {"Container": "app"}),
-            ),
-            "disconnect, in an engine that runs": (
-                lambda net: engine.endpoints.disconnect(net, app),
-                lambda net: api.post(f"/networks/{net}/disconnect", {"Container": "app"}),
-            ),
-            "connect, by the command": (
-                lambda net: transom("network", "connect", net, "app"),
-                lambda net: docker.side("network", "connect", net, "app"),
-            ),
-            "disconnect, by the command": (
-                lambda net: transom("network", "disconnect", net, "app"),
-                lambda net: docker.side("network", "disconnect", net, "app"),
-            ),
-        }
-        figures = {case: [] for case in cases}
-        for count in range(-1, pairs):
-            for case, sides in cases.items():
-                groups[0].enter()
-                pair = [timed(act, f"n{count % NETWORKS}") for act in sides]
-                if count >= 0:  # the first round warms up
-                    figures[case].append(pair)
-        print(f"{'':38}{'transom ms':>11}{'docker ms':>11}{'ratio':>8}")
-        for case, found in figures.items():
-            ours, theirs = (statistics.median(side) for side in zip(*found, strict=True))
-            ratio = statistics.median(a / b for a, b in found)
-            print(f"{case:38}{ours:11.1f}{theirs:11.1f}{ratio:8.2f}", flush=True)
-        transom("rm", "-f", "app")
-        engine.close()
-    finally:
-        if docker:
-            docker.stop()
-        base = "/sys/fs/cgroup/cpuacct/cgroup.procs" if groups[0].v1 else "/sys/fs/cgroup/cgroup.procs"
-        Path(base).write_text("0")
-        for group in groups:
-            group.remove()
+    for side in (transom, docker.side):
+        side("run", "-d", "--name", "app", "--network", "bridge", IMAGE, "sleep", "10000")
+        for number in range(NETWORKS):
+            side("network", "create", f"n{number}")
+    api, app = OverSocket(f"{place}/docker.sock"), engine.containers.get("app")
+    cases = {
+        "connect, in an engine that runs": (
+            lambda net: engine.endpoints.connect(net, app, EndpointSettings()),
+            lambda net: api.post(f"/networks/{net}/connect", {"Container": "app"}),
+        ),
+        "disconnect, in an engine that runs": (
+            lambda net: engine.endpoints.disconnect(net, app),
+            lambda net: api.post(f"/networks/{net}/disconnect", {"Container": "app"}),
+        ),
+        "connect, by the command": (
+            lambda net: transom("network", "connect", net, "app"),
+            lambda net: docker.side("network", "connect", net, "app"),
+        ),
+        "disconnect, by the command": (
+            lambda net: transom("network", "disconnect", net, "app"),
+            lambda net: docker.side("network", "disconnect", net, "app"),
+        ),
+    }
+    figures = {case: [] for case in cases}
+    for count in range(-1, pairs):
+        for case, sides in cases.items():
+            transom.group.enter()
+            pair = [timed(act, f"n{count % NETWORKS}") for act in sides]
+            if count >= 0:  # the first round warms up
+                figures[case].append(pair)
+    print(f"{'':38}{'transom ms':>11}{'docker ms':>11}{'ratio':>8}")
+    for case, found in figures.items():
+        ours, theirs = (statistics.median(side) for side in zip(*found, strict=True))
+        ratio = statistics.median(a / b for a, b in found)
+        print(f"{case:38}{ours:11.1f}{theirs:11.1f}{ratio:8.2f}", flush=True)
+    transom("rm", "-f", "app")
 
 
 def growth(place, most):
@@ -144,21 +127,12 @@ def main():
     parser.add_argument("--endpoints", type=int, default=500, help="how many are attached (default 500)")
     parser.add_argument("--no-docker", dest="docker", action="store_false", help="measure ours only")
     options = parser.parse_args()
-    if os.geteuid() != 0:
-        raise SystemExit("the benchmark makes interfaces: run it as root")
-    print(machine() + "\n", flush=True)
-    unshare(CLONE_NEWNET | CLONE_NEWNS)
-    mount("", "/", flags=MS_REC | MS_PRIVATE)
-    loopback_up()
-    place = Path(tempfile.mkdtemp(prefix="transom-bench-"))
-    try:
-        make_root(place / "root")
-        if options.docker and shutil.which("dockerd") and shutil.which("docker"):
-            against_docker(place, f"transom-bench-{os.getpid()}", options.pairs)
+    with place_of_our_own() as place:
+        if options.docker:
+            with both(place) as (transom, engine, docker):
+                if docker:
+                    against_docker(transom, engine, docker, place, options.pairs)
         growth(place, options.endpoints)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-    print("\n" + machine())
 
 
 if __name__ == "__main__":
