@@ -1,46 +1,60 @@
 """Storage drivers beside their floor on this machine: bare mount(2) and GNU tar; and docker where it is installed.
 
-    .venv/bin/python bench/storage.py [--driver NAME ...] [--files N ...] [--rounds N] [--json FILE]
+    .venv/bin/python bench/storage.py [--driver NAME ...] [--files N ...] [--rounds N] [--no-docker] [--json FILE]
 
 Each figure is the median of interleaved rounds, as a ratio to its floor measured in the same rounds, so that what else
-the machine does hits both alike. Everything is below a temporary directory and in a mount namespace of this process.
+the machine does hits both alike; beside it the ratio of the CPU times, which it hits less. Everything is below a
+temporary directory and in namespaces of this process. Nobody syncs what he wrote inside the time that is measured.
 """
 
 import argparse
 import io
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
+from engines import both, machine, place_of_our_own
+
 from transom.drivers import Drivers
 from transom.services.archive import extract, write_tree
-from transom.services.mounts import mount, mount_all, private_namespace, unmount
+from transom.services.files import sync_filesystem
+from transom.services.mounts import mount, mount_all, unmount
 from transom.services.snapshots import Snapshots
+from transom.services.trees import remove_tree
 
 KIB = 1024
 
 
+def processor():
+    """Return the milliseconds of CPU time of this process and of those that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used) * 1e3
+
+
 def timed(function, *args):
-    """Return how many milliseconds a call takes."""
-    begin = time.perf_counter()
+    """Return how many milliseconds a call takes, and how many of CPU time."""
+    used, begin = processor(), time.perf_counter()
     function(*args)
-    return (time.perf_counter() - begin) * 1e3
+    return (time.perf_counter() - begin) * 1e3, processor() - used
 
 
-def interleaved(cases, rounds):
-    """Run each case once a round; return the medians by name, in milliseconds."""
+def interleaved(cases, rounds, *, before=None, after=None):
+    """Run each case once a round; return the medians of both times by name. `before` and `after` are not timed."""
     seen = {name: [] for name in cases}
     for _ in range(rounds):
         for name, function in cases.items():
+            if before:
+                before()
             seen[name].append(timed(function))
-    return {name: statistics.median(values) for name, values in seen.items()}
+            if after:
+                after()
+    return {name: tuple(statistics.median(part) for part in zip(*values, strict=True)) for name, values in seen.items()}
 
 
 def make_tree(top, files, size):
@@ -55,6 +69,7 @@ def make_tree(top, files, size):
 
 def tar_sample(place, rounds):
     """Compare writing and unpacking a tree of 200 MB, as many files as an image has, with GNU tar."""
+    place.mkdir()
     tree, packed = place / "tree", place / "tree.tar"
     make_tree(tree, 16_000, 12_800)
     with open(packed, "wb") as out:
@@ -76,25 +91,24 @@ def tar_sample(place, rounds):
         subprocess.run(["tar", "-C", target, "--xattrs", "-xpf", packed], check=True)
 
     theirs_writes()
-    found = interleaved({"ours": ours_writes, "GNU tar": theirs_writes}, rounds)
+    found = interleaved({"ours": ours_writes, "GNU tar": theirs_writes}, rounds, before=lambda: sync_filesystem(place))
     yield "write a tar of 200 MB, 16,000 files", found["ours"], found["GNU tar"], "GNU tar"
-    spent = {"ours": [], "GNU tar": []}
-    for _ in range(rounds):
-        for name, function in (("ours", ours_unpacks), ("GNU tar", theirs_unpacks)):
-            target = place / "target"
-            target.mkdir()
-            spent[name].append(timed(function, target))
-            shutil.rmtree(target)
-    ours, theirs = (statistics.median(values) for values in spent.values())
-    yield "unpack the same", ours, theirs, "GNU tar"
+    target = place / "target"
+
+    def fresh():
+        target.mkdir()
+        sync_filesystem(place)
+
+    cases = {"ours": lambda: ours_unpacks(target), "GNU tar": lambda: theirs_unpacks(target)}
+    found = interleaved(cases, rounds, before=fresh, after=lambda: remove_tree(target))
+    yield "unpack the same", found["ours"], found["GNU tar"], "GNU tar"
 
 
 class Bench:
     """One driver at work below a directory of its own."""
 
     def __init__(self, driver, place):
-        self.place = place / driver
-        self.place.mkdir()
+        self.place = home_of(driver, place)
         drivers = Drivers(state=self.place / "state", run=self.place / "run")
         self.driver = drivers.storage(driver, {}, where="bench")
         self.snapshots = Snapshots(self.driver)
@@ -159,6 +173,19 @@ class Bench:
             worker.start()
         for worker in workers:
             worker.join()
+
+
+def home_of(driver, place):
+    """Make a directory for the driver, on a file system in a file where the driver needs one of its own kind."""
+    from transom_conformance.disks import disk, lacking
+
+    home = place / driver
+    if driver == "btrfs" and not (reason := lacking("btrfs")):
+        home = disk("btrfs", size=8 << 30) / driver
+    elif driver == "btrfs":
+        print(f"btrfs: {reason}")
+    home.mkdir()
+    return home
 
 
 def bare_overlay(place):
@@ -227,52 +254,69 @@ def driver_sample(name, place, files, rounds):
     found = interleaved({"ours": lambda: bench.inside(top, read), "floor": lambda: read(plain)}, rounds)
     yield "read a tree of 128 layers, mounting it", found["ours"], found["floor"], "a plain directory"
     found = interleaved({"64": lambda: bench.at_once(base, 64), "1": lambda: bench.at_once(base, 1)}, rounds)
-    yield "prepare and remove, 64 threads on one parent", found["64"], found["1"] * 64, "64 times one"
+    once = tuple(64 * part for part in found["1"])
+    yield "prepare and remove, 64 threads on one parent", found["64"], once, "64 times one"
     bench.snapshots.close()
 
 
-def docker_sample(rounds):
-    """Measure docker's making and removing of a container that is not started, where a daemon answers."""
-    if not shutil.which("docker") or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
-        return
-    tar = io.BytesIO()
-    with tempfile.TemporaryDirectory() as empty:
-        write_tree(root=empty, out=tar)
-    subprocess.run(["docker", "import", "-", "bench-empty"], input=tar.getvalue(), check=True, capture_output=True)
+def docker_sample(place, rounds):
+    """Compare what the command does with layers with docker's, where dockerd is installed."""
+    tree, packed = place / "image", place / "image.tar"
+    make_tree(tree, 16_000, 12_800)
+    subprocess.run(["tar", "-C", tree, "-cf", packed, "."], check=True)
+    with both(place) as (transom, _engine, docker):
+        if not docker:
+            return
+        for side in (transom, docker.side):
+            side("import", str(packed), "sample")
+            side("create", "--name", "kept", "sample", "x")
 
-    def life():
-        id = subprocess.run(["docker", "create", "bench-empty", "x"], check=True, capture_output=True, text=True).stdout
-        subprocess.run(["docker", "rm", id.strip()], check=True, capture_output=True)
+        def taken_in(side):
+            side("import", str(packed), "again")
+            side("rm", side("create", "again", "x").strip())
+            side("rmi", "again")
 
-    yield "docker create and rm, for comparison", statistics.median(timed(life) for _ in range(rounds)), None, ""
+        def given_out(side):
+            with open(place / "out.tar", "wb") as out:
+                subprocess.run([*side.command, "cp", "kept:/", "-"], env=side.environment, stdout=out, check=True)
+
+        cases = {
+            "create and rm of a container": lambda side: side("rm", side("create", "sample", "x").strip()),
+            "import, create, rm and rmi of 200 MB": taken_in,
+            "cp of 200 MB to a tar": given_out,
+        }
+        for what, act in cases.items():
+            pairs = [[side.measure(act) for side in (transom, docker.side)] for _ in range(rounds)]
+            ours, theirs = (
+                tuple(statistics.median(part) for part in zip(*seen, strict=True)) for seen in zip(*pairs, strict=True)
+            )
+            yield what, ours, theirs, "docker"
 
 
 def main():
     """Measure what the command line asks for and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--driver", action="append", help="a storage driver (overlay2)")
+    parser.add_argument("--driver", action="append", help="a storage driver (overlay2, vfs and btrfs)")
     parser.add_argument("--files", type=int, action="append", help="how many files a diff has (1, 10000)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-docker", dest="docker", action="store_false", help="measure ours and the floors only")
     parser.add_argument("--json", help="write the figures here")
     asked = parser.parse_args()
-    if os.geteuid() != 0:
-        sys.exit("bench: run as root: layers are mounted")
-    private_namespace()
     rows = []
-    with tempfile.TemporaryDirectory(prefix="transom-bench-") as work:
-        place = Path(work)
-        samples = [("tar", tar_sample(place, asked.rounds))]
-        for name in asked.driver or ["overlay2"]:
+    with place_of_our_own() as place:
+        samples = [("tar", tar_sample(place / "tar", asked.rounds))]
+        for name in asked.driver or ["overlay2", "vfs", "btrfs"]:
             samples.append((name, driver_sample(name, place, asked.files or [1, 10_000], asked.rounds)))
-        samples.append(("docker", docker_sample(asked.rounds)))
+        if asked.docker:
+            samples.append(("command", docker_sample(place, asked.rounds)))
         for name, sample in samples:
             for what, ours, floor, of in sample:
-                ratio = f"{floor / ours:6.2f} x the speed of {of}" if floor else ""
-                print(f"{name:10}{what:48}{ours:10.1f} ms  {ratio}", flush=True)
+                wall, cpu = (theirs / max(mine, 0.01) for mine, theirs in zip(ours, floor, strict=True))
+                ratio = f"{wall:6.2f} x the speed of {of}, {cpu:.2f} x by CPU time"
+                print(f"{name:10}{what:48}{ours[0]:10.1f} ms  {ratio}", flush=True)
                 rows.append({"subject": name, "what": what, "ms": ours, "floor_ms": floor, "floor": of})
     if asked.json:
-        Path(asked.json).write_text(json.dumps({"load": os.getloadavg(), "rows": rows}, indent=1))
-    print(f"load of the machine meanwhile: {' '.join(f'{value:.1f}' for value in os.getloadavg())}")
+        Path(asked.json).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -826,6 +826,18 @@ def test_a_name_that_means_a_deletion_is_refused(tmp_path, name):
     )
 
 
+def test_a_device_that_takes_the_place_of_a_file_is_not_opened(tmp_path, monkeypatch):
+    """Opening one can do things: a tape winds, a watchdog begins to count."""
+    (tmp_path / "f").write_text("x")
+    os.mknod(tmp_path / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    looked = os.lstat
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lambda name, **where: looked(b"f" if name == b"device" else name, **where))
+        with pytest.raises(PermissionError):
+            pack(tmp_path, [Change(path=b"device", kind=ADDED)])
+    assert members(pack(tmp_path))["device"].type == CHAR
+
+
 def test_an_attribute_name_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "f").write_text("x")
     os.setxattr(tmp_path / "f", b"user.\xff", b"x")
@@ -915,13 +927,16 @@ def test_an_ordinary_header_is_the_one_that_tarfile_makes():
     assert ordinary > 300
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 @pytest.mark.parametrize("chunk", [700, 5000, 1 << 20])
-def test_an_ordinary_header_is_read_as_tarfile_reads_it(monkeypatch, chunk):
+def test_an_ordinary_header_is_read_as_tarfile_reads_it(monkeypatch, chunk, form):
     monkeypatch.setattr(archive, "CHUNK", chunk)
     dice, out, ordinary = random.Random(2), io.BytesIO(), 0
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with tarfile.open(fileobj=out, mode="w", format=form) as tar:
         for _ in range(400):
             info = some_info(dice)
+            info.pax_headers = info.pax_headers if form == tarfile.PAX_FORMAT else {}
+            info.mtime = max(info.mtime, 0)
             tar.addfile(info, io.BytesIO(bytes(info.size)))
     facts = ("name", "mode", "uid", "gid", "size", "type", "linkname", "pax_headers")
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:

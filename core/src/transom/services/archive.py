@@ -159,13 +159,13 @@ def _plain_member(tar: Any, stream: _Stream) -> tarfile.TarInfo | None:
     head, used, records = stream.peek(3 * tarfile.BLOCKSIZE), tarfile.BLOCKSIZE, {}
     try:
         if head[156:157] == tarfile.XHDTYPE:
-            if not (found := _plain_records(head)):
+            if (found := _plain_records(head)) is None:
                 return None
             head, used, records = head[2 * tarfile.BLOCKSIZE :], 3 * tarfile.BLOCKSIZE, found
         name, mode, uid, gid, size, mtime, checksum, kind, link, magic, prefix = _HEADER.unpack_from(head)
         numbers = b"%b%b%b%b%b" % (mode, uid, gid, size, mtime)
         sound = numbers.isdigit() and _is_sound(head[: tarfile.BLOCKSIZE], checksum)
-        if not sound or kind not in _PLAIN or magic != tarfile.POSIX_MAGIC or prefix != b"\0":
+        if not sound or kind not in _PLAIN or magic not in _MAGIC or prefix != b"\0":
             return None
     except (ValueError, struct.error):
         return None
@@ -184,6 +184,7 @@ def _plain_member(tar: Any, stream: _Stream) -> tarfile.TarInfo | None:
     return member
 
 
+_MAGIC = (tarfile.POSIX_MAGIC, tarfile.GNU_MAGIC)
 _PLAIN = (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE)
 
 
@@ -211,14 +212,16 @@ def _plain_records(head: bytes) -> dict[str, str] | None:
         key, equals, value = data[at + len(length) + 1 : end - 1].partition(b"=")
         if not equals or data[end - 1 : end] != b"\n" or end > len(data):
             return None
-        if key not in (b"mtime", b"atime", b"ctime") and not key.startswith(XATTR.encode()):
+        if key == b"mtime" or key.startswith(_XATTR):
+            records[key.decode()] = value.decode("utf-8", "surrogateescape")
+        elif key not in (b"atime", b"ctime"):  # which nobody asks for
             return None
-        records[key.decode()] = value.decode("utf-8", "surrogateescape")
         at = end
     return records
 
 
 _RECORDS = struct.Struct("124x11s13x6s")
+_XATTR = XATTR.encode()
 
 
 class _Unpacking:
@@ -524,7 +527,10 @@ def write(*, changes: Iterable[Change], root: str, out: IO[bytes]) -> int:
         ConfigError: a name begins with ``.wh.``: a layer tar cannot hold it.
         Conflict: a changed file vanished.
     """
-    with Tree(root) as tree:
+    from transom.services.mounts import without_devices
+
+    # A device may take the place of a file in the moment between looking and opening.
+    with closing(without_devices(root)) as fd, Tree(f"/proc/self/fd/{fd}") as tree:
         packing = _Packing(tree=tree, out=out)
         for change in changes:
             packing.add(change)

@@ -24,7 +24,7 @@ CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, 0o2000000, 4
-_SET_FLAG, _SET_STRING, _CMD_CREATE, _ATTR_RDONLY = 0, 1, 6, 1
+_SET_FLAG, _SET_STRING, _CMD_CREATE, _ATTR_RDONLY, _ATTR_NODEV = 0, 1, 6, 1, 4
 # From here on a system call has the same number on every architecture.
 _NR = {"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442}
 _FSCONFIG_STRING_MAX = 255
@@ -107,14 +107,36 @@ def unmount(target: str, *, detach: bool = True) -> bool:
 
 def bind(source: str, target: str, *, readonly: bool = False, recursive: bool = False) -> None:
     """Bind-mount, read-only from the first moment where asked (mount_setattr(2))."""
-    depth = _AT_RECURSIVE if recursive else 0
-    flags = _OPEN_TREE_CLONE | _CLOEXEC | depth
-    with closing(_syscall("open_tree", _AT_FDCWD, os.fsencode(source), flags)) as tree:
-        if readonly:
-            attributes = (ctypes.c_uint64 * 4)(_ATTR_RDONLY, 0, 0, 0)
-            size = ctypes.sizeof(attributes)
-            _syscall("mount_setattr", tree, b"", _AT_EMPTY_PATH | depth, ctypes.byref(attributes), size)
+    with closing(_detached(source, _ATTR_RDONLY if readonly else 0, recursive=recursive)) as tree:
         _move(tree, target)
+
+
+def _detached(source: str, attributes: int, *, recursive: bool = False) -> int:
+    depth = _AT_RECURSIVE if recursive else 0
+    tree = _syscall("open_tree", _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | _CLOEXEC | depth)
+    try:
+        if attributes:
+            argument = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
+            size = ctypes.sizeof(argument)
+            _syscall("mount_setattr", tree, b"", _AT_EMPTY_PATH | depth, ctypes.byref(argument), size)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def without_devices(source: str) -> int:
+    """Open a directory so that no device below it can be opened by way of the descriptor: by a mount that is nowhere.
+
+    It goes with the last descriptor that leads into it. Where that cannot be had (before Linux 5.12, without
+    CAP_SYS_ADMIN, in a foreign mount namespace), it is the directory as it is.
+    """
+    try:
+        return _detached(source, _ATTR_NODEV)
+    except OSError as error:
+        if error.errno not in {errno.ENOSYS, errno.EPERM, errno.EINVAL}:
+            raise
+        return os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _move(tree: int, target: str) -> None:

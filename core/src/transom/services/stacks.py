@@ -148,7 +148,8 @@ class Stack:
         """See `Tree.readlink`."""
         found = self._find(path)
         if found is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            code = errno.ENOENT if self.is_directory(path.rpartition(b"/")[0]) else errno.ENOTDIR
+            raise OSError(code, os.strerror(code))
         return (self._upper if found[0] < 0 else self._lower(found[0])).readlink(path)
 
     # Changing: what is to be written is copied up before, as the kernel does (overlayfs.rst, "Non-directories")
