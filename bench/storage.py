@@ -47,8 +47,8 @@ def timed(function, *args):
 def interleaved(cases, rounds, *, before=None, after=None):
     """Run each case once a round; return the medians of both times by name. `before` and `after` are not timed."""
     seen = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, function in cases.items():
+    for count in range(rounds):
+        for name, function in list(cases.items())[:: -1 if count % 2 else 1]:
             if before:
                 before()
             seen[name].append(timed(function))
@@ -157,7 +157,11 @@ class Bench:
             self.snapshots.apply(key, io.BytesIO(out.getvalue()))
             self.snapshots.remove(key)
 
-        return (lambda: self.snapshots.diff(child, io.BytesIO())), apply, out.getvalue()
+        def write():
+            with open(self.place / "diff.tar", "wb") as file:
+                self.snapshots.diff(child, file)
+
+        return write, apply, out.getvalue()
 
     def at_once(self, base, threads):
         """Let so many threads each make and remove a child of one parent."""

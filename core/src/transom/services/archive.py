@@ -102,7 +102,7 @@ class _Stream:
     def __init__(self, source: IO[bytes]) -> None:
         self._source, self._chunk, self._at, self._passed = source, b"", 0, 0
         self.headers = 0
-        self.last = b""
+        self.last = self.sound = b""
 
     def tell(self) -> int:
         return self._passed + self._at
@@ -159,7 +159,7 @@ def _plain_member(tar: Any, stream: _Stream) -> tarfile.TarInfo | None:
     head, used, records = stream.peek(3 * tarfile.BLOCKSIZE), tarfile.BLOCKSIZE, {}
     try:
         if head[156:157] == tarfile.XHDTYPE:
-            if (found := _plain_records(head)) is None:
+            if (found := _plain_records(head, stream)) is None:
                 return None
             head, used, records = head[2 * tarfile.BLOCKSIZE :], 3 * tarfile.BLOCKSIZE, found
         name, mode, uid, gid, size, mtime, checksum, kind, link, magic, prefix = _HEADER.unpack_from(head)
@@ -199,11 +199,13 @@ def _is_sound(block: bytes, checksum: bytes) -> bool:
     return int(checksum, 8) == 8 * ord(" ") + _sum(block[:148] + block[156:])
 
 
-def _plain_records(head: bytes) -> dict[str, str] | None:
+def _plain_records(head: bytes, stream: _Stream) -> dict[str, str] | None:
     """Read a block of PAX records that only say times and extended attributes; None if there is more, or it is odd."""
     size, checksum = _RECORDS.unpack_from(head)
-    if not size.isdigit() or int(size, 8) > tarfile.BLOCKSIZE or not _is_sound(head[: tarfile.BLOCKSIZE], checksum):
-        return None
+    if (block := head[: tarfile.BLOCKSIZE]) != stream.sound:
+        if not size.isdigit() or int(size, 8) > tarfile.BLOCKSIZE or not _is_sound(block, checksum):
+            return None
+        stream.sound = block
     data = head[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + int(size, 8)]
     records, at = {}, 0
     while at < len(data):
@@ -377,9 +379,11 @@ class _Unpacking:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
                 done = b"" if target.startswith(b"/") else done
                 todo += target.split(b"/")[::-1]
-        if not self._tree.is_directory(done):
+        if create:  # what takes its place meets it then
+            self._tree.directory(done)
+            self._resolved[path] = done
+        elif not self._tree.is_directory(done):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        self._resolved[path] = done
         return done
 
     def _whiteout(self, path: bytes, member: tarfile.TarInfo) -> bool:
@@ -461,7 +465,9 @@ def _clean(name: str, member: tarfile.TarInfo) -> bytes:
 
 def _mtime(member: tarfile.TarInfo) -> int:
     """Say when the entry was last modified, in ns: tarfile's float is too coarse, the record is not."""
-    seconds, _, fraction = member.pax_headers.get("mtime", str(int(member.mtime))).partition(".")
+    if (text := member.pax_headers.get("mtime")) is None:
+        return int(member.mtime) * 10**9
+    seconds, _, fraction = text.partition(".")
     sign = -1 if seconds.startswith("-") else 1
     return int(seconds or "0") * 10**9 + sign * int(fraction[:9].ljust(9, "0"))
 

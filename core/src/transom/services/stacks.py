@@ -131,13 +131,14 @@ class Stack:
 
     def _find(self, path: bytes) -> tuple[int, os.stat_result] | None:
         """Say in which layer the path is found, -1 being the upper one, and what it is there."""
-        found = _status(self._upper, path)
-        if found is not None:
+        try:
             name, at = self._upper.entry(path)
-            return None if self._marks.hidden(at, name, found) else (-1, found)
-        if self._whiteout(path):
+            found = os.lstat(name, dir_fd=at)
+        except NotADirectoryError:
             return None
-        return next(iter(self._below(path)), None)
+        except FileNotFoundError:
+            return None if self._whiteout(path) else next(iter(self._below(path)), None)
+        return None if self._marks.hidden(at, name, found) else (-1, found)
 
     def is_directory(self, path: bytes) -> bool:
         """See `Tree.is_directory`."""

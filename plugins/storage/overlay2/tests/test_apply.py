@@ -169,6 +169,19 @@ CASES = {
     "an opaque mark last": [entry("d/e/new", data=b"x"), entry("d/.wh..wh..opq")],
     "an opaque root": [entry("etc", DIR), entry("etc/new"), entry(".wh..wh..opq")],
     "a whiteout of nothing": [entry(".wh.none"), entry("d/.wh.none"), entry("none/.wh.none")],
+    "a symlink over a directory looked at before": [
+        entry("d/.wh.none"),
+        entry("p", LINK, link="d/g"),
+        entry("d/e/.wh.none"),
+        entry("d", SYMLINK, link="etc"),
+        entry("d/passwd", data=b"x"),
+    ],
+    "a symlink over a directory only looked at": [
+        entry("d/e/.wh.none"),
+        entry("d", SYMLINK, link="etc"),
+        entry("d/e/new", data=b"x"),
+    ],
+    "a file over a directory only looked at, and below it": [entry("d/.wh.none"), entry("d"), entry("d/e/new")],
     "a symlink over a directory, and through it": [entry("d", SYMLINK, link="etc"), entry("d/passwd", data=b"x")],
 }
 
