@@ -838,6 +838,16 @@ def test_a_device_that_takes_the_place_of_a_file_is_not_opened(tmp_path, monkeyp
     assert members(pack(tmp_path))["device"].type == CHAR
 
 
+def test_what_is_mounted_inside_is_written_too(tmp_path):
+    (tmp_path / "d").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "d"], check=True)
+    try:
+        (tmp_path / "d" / "f").write_text("x")
+        assert sorted(members(pack(tmp_path))) == [".", "d", "d/f"]
+    finally:
+        subprocess.run(["umount", tmp_path / "d"], check=True)
+
+
 def test_an_attribute_name_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "f").write_text("x")
     os.setxattr(tmp_path / "f", b"user.\xff", b"x")

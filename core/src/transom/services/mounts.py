@@ -132,7 +132,7 @@ def without_devices(source: str) -> int:
     CAP_SYS_ADMIN, in a foreign mount namespace), it is the directory as it is.
     """
     try:
-        return _detached(source, _ATTR_NODEV)
+        return _detached(source, _ATTR_NODEV, recursive=True)
     except OSError as error:
         if error.errno not in {errno.ENOSYS, errno.EPERM, errno.EINVAL}:
             raise
