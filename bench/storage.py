@@ -265,14 +265,16 @@ def driver_sample(name, place, files, rounds):
 
 def docker_sample(place, rounds):
     """Compare what the command does with layers with docker's, where dockerd is installed."""
-    tree, packed = place / "image", place / "image.tar"
+    tree, packed, kept = place / "image", place / "image.tar", place / "kept.tar"
     make_tree(tree, 16_000, 12_800)
+    subprocess.run(["tar", "-C", tree, "-cf", kept, "."], check=True)
+    (tree / "another").touch()  # an image whose layer nobody has yet
     subprocess.run(["tar", "-C", tree, "-cf", packed, "."], check=True)
     with both(place) as (transom, _engine, docker):
         if not docker:
             return
         for side in (transom, docker.side):
-            side("import", str(packed), "sample")
+            side("import", str(kept), "sample")
             side("create", "--name", "kept", "sample", "x")
 
         def taken_in(side):
