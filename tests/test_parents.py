@@ -147,6 +147,19 @@ def test_a_running_container_joins_and_leaves_and_comes_back_when_it_is_started_
     assert lan.links()[UPLINK] == []
 
 
+@pytest.mark.parametrize("mode", ["l3", "l3s"])
+def test_with_ipvlan_in_mode_l3_the_host_routes(lan, mode):
+    """The neighbour needs a route to the containers by the host; they need none but the link."""
+    need(lan.world, "ipvlan")
+    lan.host(f"address add {HOST}/24 dev {UPLINK}")
+    inside(lan.neighbour, ip_batch, f"route add 10.88.3.0/24 via {HOST}")
+    lan.network("lan", "--subnet", "10.88.3.0/24", "-o", f"ipvlan_mode={mode}", driver="ipvlan")
+    one = lan.run("one")
+    assert talk(lan.netns("one"), lan.listen(lan.neighbour), NEIGHBOUR) == one
+    assert talk(lan.neighbour, lan.listen(lan.netns("one")), one) == NEIGHBOUR
+    assert "default dev eth0" in lan.transom("exec", "one", "ip", "route")
+
+
 def test_a_network_without_a_parent_leads_nowhere(lan, driver):
     lan.transom("network", "create", "-d", driver, "--internal", *SUBNET, "inner")
     one = lan.run("one", network="inner")
@@ -254,9 +267,11 @@ def resolv_conf(lan, name):
     return {line.split()[0]: line.split()[1:] for line in lines}
 
 
-@pytest.mark.parametrize("words", [("-o", "dhcp=true"), ("--ipam-driver", "dhcp")])
-def test_a_container_has_address_name_servers_and_search_domains_from_the_dhcp_server(lan, server, words):
-    lan.network("lan", *words)
+@pytest.mark.parametrize(("words", "ipam"), [("-o dhcp=true", "default"), ("--ipam-driver dhcp", "dhcp")])
+def test_a_container_has_address_name_servers_and_search_domains_from_the_dhcp_server(lan, server, words, ipam):
+    lan.network("lan", *words.split())
+    (record,) = json.loads(lan.transom("network", "inspect", "lan"))
+    assert (record["Options"]["dhcp"], record["IPAM"]["Driver"]) == ("true", ipam)
     one = lan.run("one")
     assert one.startswith("10.77.0.1")
     assert resolv_conf(lan, "one")["search"] == ["example.test", "corp.test"]

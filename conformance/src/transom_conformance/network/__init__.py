@@ -11,7 +11,12 @@ An author's own run::
 
     class TestMine(NetworkSuite):
         driver = "mine"
-        network_options = {"parent": "uplink0"}
+        network_options = {"mode": "fast"}
+
+and where users name a parent, once more on one that there is::
+
+    class TestMineOnAParent(OnAParent, NetworkSuite):
+        driver = "mine"
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class Networks:
                 raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
             record = self._add(
                 name, driver, configs=configs or [], options=options or {}, labels=labels or {},
-                internal=internal, ipv4=ipv4, ipv6=ipv6, attachable=attachable,
+                ipam_driver=ipam_driver, internal=internal, ipv4=ipv4, ipv6=ipv6, attachable=attachable,
             )  # fmt: skip
         try:
             opened.create_network(network=network_of(self.engine, record))
@@ -198,6 +198,7 @@ class Networks:
         driver: str,
         *,
         configs: builtins.list[IpamConfig],
+        ipam_driver: str = DEFAULT_IPAM,
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         internal: bool = False,
@@ -210,7 +211,7 @@ class Networks:
             labels=labels or {}, internal=internal, enable_ipv4=ipv4, enable_ipv6=ipv6, attachable=attachable,
             scope=_scope(self.engine.network_driver(driver)),
         )  # fmt: skip
-        record.ipam.config = configs
+        record.ipam.driver, record.ipam.config = ipam_driver, configs
         record.ipam.config = self.engine.addresses.settle(record)
         return self._record(record)
 
