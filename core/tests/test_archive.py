@@ -645,8 +645,9 @@ def test_a_default_acl_of_the_parent_does_not_rub_off(tmp_path):
         os.setxattr(tmp_path / "d", "system.posix_acl_default", acl)
     except OSError:
         pytest.skip("the file system under the tests keeps no POSIX ACLs")
-    unpack(tmp_path, entry("d/f", b"x", mode=0o640), entry("d/e", kind=DIR, mode=0o750))
-    for name, mode in (("f", 0o640), ("e", 0o750)):
+    files = [entry(f"d/{name}", b"x", mode=0o640) for name in "fgh"]
+    unpack(tmp_path, *files, entry("d/e", kind=DIR, mode=0o750))
+    for name, mode in (("f", 0o640), ("g", 0o640), ("h", 0o640), ("e", 0o750)):
         assert os.listxattr(tmp_path / "d" / name) == []
         assert stat.S_IMODE(os.stat(tmp_path / "d" / name).st_mode) == mode
     out = tmp_path / "out"
@@ -654,6 +655,36 @@ def test_a_default_acl_of_the_parent_does_not_rub_off(tmp_path):
     out.mkdir()
     extract(stream=io.BytesIO(data), root=str(out))
     assert os.getxattr(out / "d", "system.posix_acl_default") == acl
+
+
+@pytest.mark.parametrize("umask", [0, 0o027, 0o777])
+@pytest.mark.parametrize("directory", [{}, {"mode": 0o2755, "gid": 7}, {"gid": 7}, {"mode": 0o1777, "uid": 5}])
+def test_files_beside_one_another_are_what_their_entries_say(tmp_path, umask, directory):
+    """The first finds its directory, the others go the short way."""
+    files = [
+        entry("d/a", b"x" * 600, mode=0o666, mtime=5),
+        entry("d/b", b"y", mode=0o4711, mtime=6),
+        entry("d/c", mode=0o1600, mtime=7, uid=3, gid=4),
+        entry("d/e", b"z", mode=0o2755, uid=3, pax_headers={"mtime": "1700000000.000000009"}),
+        entry("d/b", b"again", mode=0o600, mtime=8, gid=7),
+        entry("d/f", mode=0o644, pax_headers={"SCHILY.xattr.user.a": "v", "mtime": "-3.5"}),
+    ]
+    before = os.umask(umask)
+    try:
+        assert unpack(tmp_path, entry("d", kind=DIR, **directory), *files) == 600 + 1 + 1 + 5
+    finally:
+        os.umask(before)
+    found = {path.name: path.stat() for path in (tmp_path / "d").iterdir()}
+    assert {name: (stat.S_IMODE(f.st_mode), f.st_uid, f.st_gid, f.st_mtime_ns) for name, f in found.items()} == {
+        "a": (0o666, 0, 0, 5 * 10**9),
+        "b": (0o600, 0, 7, 8 * 10**9),
+        "c": (0o1600, 3, 4, 7 * 10**9),
+        "e": (0o2755, 3, 0, 1_700_000_000_000_000_009),
+        "f": (0o644, 0, 0, -3_500_000_000),
+    }
+    assert (tmp_path / "d" / "a").read_bytes() == b"x" * 600
+    assert (tmp_path / "d" / "b").read_bytes() == b"again"
+    assert [name for name in found if os.listxattr(tmp_path / "d" / name)] == ["f"]
 
 
 def test_what_overlay_keeps_for_itself_neither_leaves_nor_enters(tmp_path):
