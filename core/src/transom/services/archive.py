@@ -559,7 +559,7 @@ class _Packing:
 
     def add(self, change: Change) -> None:
         path = change.path
-        if b"/" + WHITEOUT in b"/" + path:
+        if WHITEOUT in path and b"/" + WHITEOUT in b"/" + path:
             raise ConfigError(
                 f"layer tar: {os.fsdecode(path)!r} cannot be in a layer: names that begin with .wh. mean deletions"
                 " there; rename it"
