@@ -150,27 +150,31 @@ class _Comparison:
                     self._note(path, ChangeKind.MODIFIED)
 
     def _same(self, path: bytes, was: os.stat_result, now: os.stat_result, *, mtime: bool = True) -> bool:
-        if _facts(was) != _facts(now) or (mtime and was.st_mtime_ns != now.st_mtime_ns):
-            return False
-        if (was.st_ino, was.st_ctime_ns) == (now.st_ino, now.st_ctime_ns):
-            return True
-        try:
-            if stat.S_ISLNK(now.st_mode) and os.readlink(self._old.at(path)) != os.readlink(self._new.at(path)):
-                return False
-            return self._same_xattrs(path) and (not stat.S_ISREG(now.st_mode) or self._same_content(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        return same(self._old, self._new, path, was, now, mtime=mtime)
 
-    def _same_xattrs(self, path: bytes) -> bool:
-        old = read_xattrs(self._old.at(path), follow_symlinks=False)
-        return old == read_xattrs(self._new.at(path), follow_symlinks=False)
 
-    def _same_content(self, path: bytes) -> bool:
-        with _reader(self._old, path) as old, _reader(self._new, path) as new:
-            while (piece := old.read(1 << 20)) == new.read(1 << 20):
-                if not piece:
-                    return True
+def same(old: Tree, new: Tree, path: bytes, was: os.stat_result, now: os.stat_result, *, mtime: bool = True) -> bool:
+    """Say whether a path is in two trees what `compare` takes for the same."""
+    if _facts(was) != _facts(now) or (mtime and was.st_mtime_ns != now.st_mtime_ns):
         return False
+    if (was.st_ino, was.st_ctime_ns) == (now.st_ino, now.st_ctime_ns):
+        return True
+    try:
+        if stat.S_ISLNK(now.st_mode) and os.readlink(old.at(path)) != os.readlink(new.at(path)):
+            return False
+        if read_xattrs(old.at(path), follow_symlinks=False) != read_xattrs(new.at(path), follow_symlinks=False):
+            return False
+        return not stat.S_ISREG(now.st_mode) or _same_content(old, new, path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _same_content(old: Tree, new: Tree, path: bytes) -> bool:
+    with _reader(old, path) as before, _reader(new, path) as after:
+        while (piece := before.read(1 << 20)) == after.read(1 << 20):
+            if not piece:
+                return True
+    return False
 
 
 def _above(path: bytes) -> Iterator[bytes]:

@@ -13,17 +13,29 @@ import stat
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from transom.contract.storage import Change, ChangeKind
+from transom.services.differ import same
 from transom.services.trees import Path, Tree, copy_attributes, copy_file, join
 
 _OPEN = 100
 """As many of the lower layers are held open: each takes two descriptors, of 1,024 that a process often has."""
 
 
+Inner = tuple[bytes, tuple[int, ...], bool]
+"""A directory of the upper layer, what merges below it, and whether nothing of that shows through."""
+
+
 class Marks(Protocol):
     """How a layer says that something of the layers below is gone. `at` is the descriptor of one of its directories."""
 
+    keeps_times: bool
+    """Whether a directory keeps its modification time when something in it is copied up."""
+
     def own(self, name: bytes) -> bool:
         """Say whether a name in a layer belongs to the file system itself, and is none of the tree's."""
+
+    def meant(self, name: bytes) -> bytes | None:
+        """Return what an own name is a whiteout of, if it is one."""
 
     def hidden(self, at: int, name: bytes, found: os.stat_result | None) -> bool:
         """Say whether the directory has a whiteout of the name; `found` is what lstat(2) says of that name there."""
@@ -152,6 +164,50 @@ class Stack:
             code = errno.ENOENT if self.is_directory(path.rpartition(b"/")[0]) else errno.ENOTDIR
             raise OSError(code, os.strerror(code))
         return (self._upper if found[0] < 0 else self._lower(found[0])).readlink(path)
+
+    def changes(self) -> list[Change]:
+        """List what the upper layer changed, by the rules of `Storage.changes`. Only what it holds is looked at."""
+        found: list[Change] = []
+        todo = [(b"", tuple(range(len(self._lowers))), False)]
+        while todo:
+            path, below, fresh = todo.pop()
+            listed = set(_names(self._upper, path))
+            own = {name for name in listed if self._marks.own(name)}
+            names = (listed - own) | {meant for name in own if (meant := self._marks.meant(name)) is not None}
+            touched = False
+            for name in names:
+                change, inner = self._judge(join(path, name), below, fresh)
+                if change:
+                    found.append(change)
+                    touched = True
+                if inner:
+                    todo.append(inner)
+            mtime = bool(path) and not touched and (self._marks.keeps_times or not names)
+            if below and not fresh and not self._same(path, below[0], mtime=mtime):
+                found.append(Change(path, ChangeKind.MODIFIED))
+        return sorted(found, key=lambda change: change.path)
+
+    def _judge(self, path: bytes, places: tuple[int, ...], fresh: bool) -> tuple[Change | None, Inner | None]:
+        """Judge one path: its change, and the directory to go into. Merged directories are judged when gone through."""
+        now, old = _status(self._upper, path), self._look_up(path, places)
+        name, at = self._upper.entry(path)
+        if now is None or self._marks.hidden(at, name, now):
+            return (Change(path, ChangeKind.DELETED) if old else None), None
+        if not stat.S_ISDIR(now.st_mode):
+            if not old:
+                return Change(path, ChangeKind.ADDED), None
+            changed = fresh or old[0][1].st_nlink != now.st_nlink or not self._same(path, old[0][0])
+            return (Change(path, ChangeKind.MODIFIED) if changed else None), None
+        below = tuple(number for number, found in old if stat.S_ISDIR(found.st_mode))
+        fresh = fresh or not below or self._marks.opaque(self._upper.directory(path))
+        if not old:
+            return Change(path, ChangeKind.ADDED), (path, below, fresh)
+        return (Change(path, ChangeKind.MODIFIED, opaque=True) if fresh else None), (path, below, fresh)
+
+    def _same(self, path: bytes, number: int, *, mtime: bool = True) -> bool:
+        lower = self._lower(number)
+        was, now = _status(lower, path), _status(self._upper, path)
+        return was is not None and now is not None and same(lower, self._upper, path, was, now, mtime=mtime)
 
     # Changing: what is to be written is copied up before, as the kernel does (overlayfs.rst, "Non-directories")
 

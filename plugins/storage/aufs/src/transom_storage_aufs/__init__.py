@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from functools import cached_property
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import msgspec
 
 from transom.contract import Probe
-from transom.contract.storage import IdMap, Mount, State, Storage, StorageCapability, Usage
+from transom.contract.storage import Change, IdMap, Mount, State, Storage, StorageCapability, Usage
 from transom.errors import DriverError
 
 SHM = "/dev/shm"  # every process's own random names in it
@@ -33,6 +34,14 @@ class AufsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mountopt: tuple[str, ...] = msgspec.field(default=(), name="aufs.mountopt")
 
 
+class _Capabilities(frozenset[StorageCapability]):
+    """What the class declares, and for an instance what the kernel lets it do of that."""
+
+    def __get__(self, driver: Aufs | None, _owner: type | None = None) -> frozenset[StorageCapability]:
+        # Attributes that aufs does not show must not be unpacked behind its back.
+        return self if driver is None or driver.keeps_attributes else self - {StorageCapability.APPLY}
+
+
 class Aufs(Storage):
     """A layer is ``root/ID``, a branch of aufs; a mount unites it with those of its parents."""
 
@@ -40,7 +49,7 @@ class Aufs(Storage):
     api: ClassVar[int] = 1
     Options: ClassVar[type[msgspec.Struct]] = AufsOptions
     option_docs: ClassVar[dict[str, str]] = {"aufs.mountopt": "More mount options for aufs, aufs(5)."}
-    capabilities = frozenset({StorageCapability.SHARED_PARENT})
+    capabilities = _Capabilities({StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.APPLY})
     max_depth = 126
     """aufs takes 127 branches as it is usually configured (AUFS_BRANCH_MAX_127), one being the layer's own."""
     name_max = 242
@@ -120,6 +129,31 @@ class Aufs(Storage):
         whole = measure_tree(layer)
         own = [os.lstat(path) for name in (BASE, PLINKS, ORPHANS) if os.path.lexists(path := f"{layer}/{name}")]
         return Usage(size=whole.size - 512 * sum(found.st_blocks for found in own), inodes=whole.inodes - len(own))
+
+    def changes(self, id: str, parents: tuple[str, ...]) -> Iterator[Change]:
+        """Read the changes off the branch."""
+        from transom.services.stacks import Stack
+        from transom_storage_aufs.marks import AufsMarks
+
+        with Stack(self._branch(id), [self._branch(parent) for parent in parents], AufsMarks()) as stack:
+            return iter(stack.changes())
+
+    def content(self, id: str) -> str:
+        """The branch, also because aufs does not tell where files have holes."""
+        return self._branch(id)
+
+    def apply(self, id: str, parents: tuple[str, ...], stream: IO[bytes]) -> int:
+        """Unpack into the branch, with aufs's marks for what is deleted."""
+        if StorageCapability.APPLY not in self.capabilities:
+            raise self.unsupported(StorageCapability.APPLY)
+        from transom.services.archive import extract
+        from transom_storage_aufs.marks import AufsMarks
+
+        below = [self._branch(parent) for parent in parents]
+        try:
+            return extract(stream=stream, root=self._branch(id), below=below, marks=AufsMarks())
+        except OSError as error:
+            raise self._failed("apply", id, error) from error
 
     def recover(self) -> list[str]:
         """Remove what killed probes left; layers are core's to judge."""

@@ -170,9 +170,11 @@ class Overlay2(Storage):
 
     def changes(self, id: str, parents: tuple[str, ...]) -> Iterator[Change]:
         """Read the changes off the upper directory."""
-        from transom_storage_overlay2.changes import changes
+        from transom.services.stacks import Stack
+        from transom_storage_overlay2.marks import OverlayMarks
 
-        return iter(changes(self._diff(id), [self._diff(parent) for parent in parents]))
+        with Stack(self._diff(id), [self._diff(parent) for parent in parents], OverlayMarks()) as stack:
+            return iter(stack.changes())
 
     def apply(self, id: str, parents: tuple[str, ...], stream: IO[bytes]) -> int:
         """Unpack into the upper directory, with overlay's marks for what is deleted."""

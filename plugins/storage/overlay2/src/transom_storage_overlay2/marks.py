@@ -6,16 +6,21 @@ import errno
 import os
 import stat
 
-INTERNAL = "trusted.overlay."
-_OPAQUE = INTERNAL + "opaque"
+_OPAQUE = "trusted.overlay.opaque"
 
 
 class OverlayMarks:
     """Whiteouts are character devices 0:0, and an extended attribute makes a directory opaque."""
 
+    keeps_times = True
+
     def own(self, name: bytes) -> bool:
         """No name: whiteouts lie under the names that they hide."""
         return False
+
+    def meant(self, name: bytes) -> bytes | None:
+        """None has a meaning."""
+        return None
 
     def hidden(self, at: int, name: bytes, found: os.stat_result | None) -> bool:
         """Say whether what is there is a whiteout."""
