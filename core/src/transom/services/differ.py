@@ -66,7 +66,7 @@ def _entries(tree: Tree, path: bytes) -> Entries:
 class _Comparison:
     def __init__(self, *, new: Tree, old: Tree, only: frozenset[bytes] | None = None) -> None:
         self._new, self._old = new, old
-        self._only = only if only is None else only | {above for path in only for above in _above(path)}
+        self._only = only if only is None else only | {above for path in only for above in ancestors(path)}
         self._changes: dict[bytes, Change] = {}
         self._old_links: dict[bytes, Inode] = {}
         self._new_links: dict[bytes, Inode] = {}
@@ -177,7 +177,8 @@ def _same_content(old: Tree, new: Tree, path: bytes) -> bool:
     return False
 
 
-def _above(path: bytes) -> Iterator[bytes]:
+def ancestors(path: bytes) -> Iterator[bytes]:
+    """Yield the directories above a path of a `Tree`, the root last."""
     while path:
         path = path.rpartition(b"/")[0]
         yield path

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from transom.contract.storage import Change, ChangeKind
-from transom.services.differ import same
+from transom.services.differ import ancestors, same
 from transom.services.trees import Path, Tree, copy_attributes, copy_file, join
 
 _OPEN = 100
@@ -168,6 +168,7 @@ class Stack:
     def changes(self) -> list[Change]:
         """List what the upper layer changed, by the rules of `Storage.changes`. Only what it holds is looked at."""
         found: list[Change] = []
+        moved: list[bytes] = []
         todo = [(b"", tuple(range(len(self._lowers))), False)]
         while todo:
             path, below, fresh = todo.pop()
@@ -182,9 +183,15 @@ class Stack:
                     touched = True
                 if inner:
                     todo.append(inner)
-            mtime = bool(path) and not touched and (self._marks.keeps_times or not names)
-            if below and not fresh and not self._same(path, below[0], mtime=mtime):
+            if not below or fresh:
+                continue
+            if not self._same(path, below[0], mtime=False):
                 found.append(Change(path, ChangeKind.MODIFIED))
+            elif path and not touched and not self._same(path, below[0]):
+                moved.append(path)
+        # A time that a copy made deeper down may have changed says nothing where a change there says it all.
+        told = set() if self._marks.keeps_times else {above for change in found for above in ancestors(change.path)}
+        found += [Change(path, ChangeKind.MODIFIED) for path in moved if path not in told]
         return sorted(found, key=lambda change: change.path)
 
     def _judge(self, path: bytes, places: tuple[int, ...], fresh: bool) -> tuple[Change | None, Inner | None]:

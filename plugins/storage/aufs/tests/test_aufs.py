@@ -1,16 +1,19 @@
 """What is aufs's own: how branches are given to the kernel page by page, and what a host without it is told."""
 
+import io
 import os
 import re
+import tarfile
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from transom.contract.storage import State
+from transom.contract.storage import ChangeKind, State, StorageCapability
 from transom.drivers import Drivers
-from transom.errors import DriverError
+from transom.errors import ConfigError, DriverError, NotSupported
 from transom.services.mounts import mount_all, privately, unmount
+from transom.services.trees import copy_tree
 from transom_storage_aufs import BASE, MOST, ORPHANS, PLINKS, SHM, Aufs, plan
 from transom_storage_aufs.plinks import clear, flush
 from transom_storage_aufs.probe import LINK, PREFIX
@@ -313,3 +316,50 @@ def test_its_options_are_checked(tmp_path):
     prepare(driver, "base")
     (mount,) = driver.mounts(id="base", parents=(), state=State.ACTIVE)
     assert mount.options[-2:] == ("udba=reval", "warn_perm")
+
+
+def test_the_time_of_a_directory_is_a_change_unless_one_below_it_brings_the_time_along(driver):
+    prepare(driver, "base")
+    base = driver.root / "base"
+    for path in ("d/e/f", "x/y/g", "z/h"):
+        (base / path).parent.mkdir(parents=True)
+        (base / path).write_text("1")
+    prepare(driver, "child", "base")
+    copy_tree(base / "d", driver.root / "child" / "d")
+    copy_tree(base / "x", driver.root / "child" / "x")
+    for path in ("d/e", "d", "x/y", "x"):
+        os.utime(driver.root / "child" / path)
+    (driver.root / "child" / "x" / "y" / "g").write_text("22")
+    (driver.root / "child" / ".wh.z").touch()
+    assert [(change.path, change.kind) for change in driver.changes(id="child", parents=("base",))] == [
+        (b"d", ChangeKind.MODIFIED),
+        (b"d/e", ChangeKind.MODIFIED),
+        (b"x/y/g", ChangeKind.MODIFIED),
+        (b"z", ChangeKind.DELETED),
+    ]
+
+
+@pytest.mark.parametrize(("name", "words"), [("n" * 243, "name too long"), (".wh..wh.plnk/1.2", "")])
+def test_a_tar_makes_nothing_that_aufs_would_not_show(driver, name, words):
+    prepare(driver, "layer")
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    out.seek(0)
+    if words:
+        with pytest.raises(ConfigError, match=words):
+            driver.apply(id="layer", parents=(), stream=out)
+    else:
+        driver.apply(id="layer", parents=(), stream=out)
+    assert sorted(os.listdir(driver.root / "layer")) == [BASE, ORPHANS, PLINKS]
+    assert os.listdir(driver.root / "layer" / PLINKS) == []
+
+
+def test_without_attributes_layers_are_unpacked_by_the_mount_which_refuses_them(tmp_path):
+    if has_aufs():
+        pytest.skip("this kernel has aufs: it says itself what it can")
+    assert StorageCapability.APPLY in opened(tmp_path / "full").capabilities
+    bare = opened(tmp_path / "bare", found="")
+    assert StorageCapability.APPLY not in bare.capabilities
+    with pytest.raises(NotSupported, match="aufs does not support apply"):
+        bare.apply(id="layer", parents=(), stream=io.BytesIO())
