@@ -310,12 +310,16 @@ def labels(texts: Iterable[str], files: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
-def pairs(texts: Iterable[str], *, flag: str) -> dict[str, str]:
-    """Read NAME=VALUE texts, as of ``--log-opt``, ``--storage-opt``, ``--sysctl``, ``--opt``."""
+def pairs(texts: Iterable[str], *, flag: str, bare: bool = False) -> dict[str, str]:
+    """Read NAME=VALUE texts, as of ``--log-opt``, ``--storage-opt``, ``--sysctl``, ``--opt``.
+
+    Args:
+        bare: a NAME alone is one with an empty value, as in Docker's ``--opt encrypted``.
+    """
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
-        if not name or not equals:
+        if not name or not (equals or bare):
             raise _bad(flag, text, "invalid format", "NAME=VALUE")
         found[name] = value
     return found

@@ -80,7 +80,7 @@ class LifeCycle(NetworkCases):
                 lambda: site.driver.allocate(**both),
                 lambda: site.driver.release(**both),
             ],
-            Has.MULTI_HOST: [lambda: site.driver.networks()],
+            Has.MULTI_HOST: [lambda: site.driver.networks(), lambda: site.driver.peers(network=network)],
             Has.LOOKUP: [lambda: site.driver.lookup(network=network, name="web")],
             Has.WATCH: [lambda: site.driver.watch(**both, netns=site.neighbour, stop=0)],
         }

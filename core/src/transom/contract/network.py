@@ -334,6 +334,11 @@ class NetworkDriver(Driver):
         """
         raise self.unsupported(NetworkCapability.MULTI_HOST)
 
+    @operation(needs=NetworkCapability.MULTI_HOST)
+    def peers(self, network: Network) -> dict[str, str]:
+        """Return the hosts that have endpoints on the network, as this one knows it: their names and addresses."""
+        raise self.unsupported(NetworkCapability.MULTI_HOST)
+
     @operation()
     def keeps_addresses(self, network: Network) -> bool:
         """Say whether the network's addresses come from the driver; the inherited body: those of all networks do,
@@ -344,8 +349,9 @@ class NetworkDriver(Driver):
     def settle(self, network: Network) -> Network:
         """Complete the subnets of a new network, of which `network` has what the user asked for, and return it.
 
-        A range that is asked for may lack its gateway; with none asked for, the driver chooses, or leaves it
-        empty where only the endpoints get to know (DHCP). Idempotent; what it reserves `delete_network` gives back.
+        A range that is asked for may lack its gateway. The pools "0.0.0.0/0" and "::/0" ask for one of that family,
+        where networks span hosts. With none asked for, the driver chooses, or leaves it empty where only the endpoints
+        get to know (DHCP). Idempotent; what it reserves `delete_network` gives back.
 
         Raises:
             Conflict: a subnet overlaps another one, or none is free.

@@ -98,7 +98,7 @@ class Ipam:
             for wanted, six in ((ipv4, False), (ipv6, True)):
                 if wanted and six not in versions:
                     mine = next((pool for pool in recorded if (":" in pool) == six), None)
-                    pool = mine or (_local_subnet() if six else self._free_part([block for _, block in used]))
+                    pool = mine or (local_subnet() if six else self._free_part([block for _, block in used]))
                     subnets.insert(len(subnets) if six else 0, checked(Subnet(pool=pool)))
             for number, subnet in enumerate(subnets):
                 block = parse_subnet(subnet.pool)
@@ -258,7 +258,7 @@ def overlap(one: Block, other: Block) -> bool:
     return one.version == other.version and one.overlaps(other)
 
 
-def _local_subnet() -> str:
+def local_subnet() -> str:
     """Return a /64 with a random Global ID (RFC 4193, 3.2.2)."""
     return _text(b"\xfd" + os.urandom(5) + bytes(10)) + "/64"
 

@@ -71,7 +71,7 @@ def create_command(
         driver=driver,
         ipam_driver=ipam_driver,
         configs=subnets(subnet, ip_range, gateway, flags.pairs(aux_address, flag="--aux-address")),
-        options=flags.pairs(opt, flag="--opt"),
+        options=flags.pairs(opt, flag="--opt", bare=True),
         labels=flags.labels(label),
         internal=internal,
         ipv4=ipv4,

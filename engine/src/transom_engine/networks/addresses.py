@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from transom.contract.network import Endpoint, Network, NetworkCapability
+from transom.contract.network import Endpoint, Network, NetworkCapability, Subnet
 from transom.errors import ConfigError, NotFound
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.contracts import endpoint_of, family, keeps_addresses, network_of
@@ -42,6 +42,8 @@ class Addresses:
         """Reserve the network's subnets with core's IPAM, where the driver has endpoints with addresses of it."""
         driver, network = self.engine.network_driver(record.driver), network_of(self.engine, record)
         if driver.keeps_addresses(network=network):
+            if NetworkCapability.MULTI_HOST in driver.capabilities:
+                network = msgspec.structs.replace(network, subnets=_asked(record, network.subnets))
             settled = driver.settle(network=network)
             if record.enable_ipv6 and not any(family(subnet.pool) == 6 for subnet in settled.subnets):
                 driver.delete_network(network=settled)
@@ -88,3 +90,10 @@ class Addresses:
         self.engine.network_driver(record.driver).release(
             network=network_of(self.engine, record), endpoint=endpoint_of(self.engine, container, record, place)
         )
+
+
+def _asked(record: NetworkRecord, subnets: tuple[Subnet, ...]) -> tuple[Subnet, ...]:
+    """Add to the subnets that a user asked for one for each family that lacks one, the driver's choice."""
+    wanted = ((record.enable_ipv4, False, "0.0.0.0/0"), (record.enable_ipv6, True, "::/0"))
+    present = {":" in subnet.pool for subnet in subnets}
+    return subnets + tuple(Subnet(pool=pool) for on, six, pool in wanted if on and six not in present)

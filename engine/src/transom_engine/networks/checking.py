@@ -47,8 +47,15 @@ def check_networks(engine: Engine, container: Container) -> list[str]:
         if len(settings.networks) > 1:
             check_connectable(engine, container, other)
         check_place(engine, other, place)
-    if NetworkCapability.PUBLISH in opened.capabilities or not (host.port_bindings or host.publish_all_ports):
+    drivers = [engine.network_driver(engine.networks.get(name).driver) for name in settings.networks]
+    publishing = any(NetworkCapability.PUBLISH in driver.capabilities for driver in drivers)
+    if publishing or not (host.port_bindings or host.publish_all_ports):
         return []
+    if NetworkCapability.MULTI_HOST in opened.capabilities:
+        raise ConfigError(
+            f"network {record.name} publishes no ports and leads nowhere but to its hosts: add one that does, "
+            "--network bridge"
+        )
     return [f"published ports are discarded: network {record.name} does not publish any"]
 
 

@@ -48,6 +48,7 @@ class NetworkRecord(Pascal):
     containers: dict[str, dict[str, str]] = {}
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+    peers: list[dict[str, str]] | msgspec.UnsetType = msgspec.UNSET
 
 
 msgspec.json.Decoder(NetworkRecord)  # now: msgspec crashes when two threads meet a type for the first time at once

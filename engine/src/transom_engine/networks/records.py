@@ -248,6 +248,10 @@ class Networks:
     def inspect(self, reference: str) -> NetworkRecord:
         """Return a network's record with the containers that are on it now."""
         record = self.get(reference)
+        driver = self.engine.network_driver(record.driver)
+        if NetworkCapability.MULTI_HOST in driver.capabilities:
+            hosts = driver.peers(network=network_of(self.engine, record))
+            record.peers = [{"Name": name, "IP": address} for name, address in sorted(hosts.items())]
         for container in self.engine.containers.list():
             place = container.network_settings.networks.get(record.name)
             if place is not None and place.endpoint_id:
