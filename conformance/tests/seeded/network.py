@@ -12,6 +12,7 @@ from transom.services.netlink import Session, add_link, delete_altname, delete_l
 from transom_network_bridge import Bridge
 from transom_network_macvlan import Macvlan
 from transom_network_none import Null
+from transom_network_overlay import Overlay
 
 replace = msgspec.structs.replace
 
@@ -19,6 +20,7 @@ CORRECT = (
     Null,
     Bridge,
     Macvlan,
+    Overlay,
 )
 
 
@@ -176,3 +178,58 @@ class KeepsRoutesToTheDead(Macvlan):
 
     def _unroute(self, session, unwanted):
         return 0
+
+
+class OnTwoHosts(Overlay):
+    examples = "transom_network_overlay.examples:EXAMPLES"
+
+    def after(self, network, *commands):
+        """Spoil the device's tables."""
+        device = f"vx-{network[:12]}"
+        for command in commands:
+            subprocess.run([*command.split(), "dev", device], capture_output=True, check=False)
+
+
+@found_by("test_endpoints_on_two_hosts_reach_each_other_and_nobody_is_asked_for_their_addresses")
+class FloodsTheUnknown(OnTwoHosts):
+    def apply(self, network, host, new, **words):
+        done = super().apply(network, host, new, **words)
+        for peer in new.peers:
+            if peer.host != host:
+                address = peer.addresses[0].partition("/")[0]
+                self.after(
+                    network, f"bridge fdb append 00:00:00:00:00:00 dst {peer.vtep}", f"ip neigh delete {address}"
+                )
+        return done
+
+
+@found_by("test_what_is_sent_to_an_endpoint_that_left_its_host_leaves_this_one_no_more")
+class ForgetsNoEntry(OnTwoHosts):
+    def apply(self, network, host, new, **words):
+        kept = {peer.endpoint: peer for peer in self.known(network).peers if peer.host != host}
+        peers = {**kept, **{peer.endpoint: peer for peer in new.peers}}
+        return super().apply(network, host, replace(new, peers=tuple(peers.values())), **words)
+
+
+@found_by("test_an_address_is_one_hosts_at_a_time")
+class GivesNoAddressBack(OnTwoHosts):
+    def release(self, network, endpoint):
+        pass
+
+
+@found_by("test_a_name_is_known_on_the_other_host_for_as_long_as_its_endpoint_is_there")
+class RemembersNames(OnTwoHosts):
+    said = {}
+
+    def lookup(self, network, name):
+        self.said[name] = super().lookup(network, name) or self.said.get(name, ())
+        return self.said[name]
+
+
+@found_by("test_a_network_is_listed_on_both_hosts_and_not_removed_in_use")
+class RemovesFromUnderOthers(OnTwoHosts):
+    def delete_network(self, network):
+        try:
+            super().delete_network(network)
+        except Conflict:
+            super().delete_network(replace(network, name=""))

@@ -25,6 +25,7 @@ from transom_conformance.network.cases import NetworkCases, own_site
 from transom_conformance.network.connectivity import Connectivity
 from transom_conformance.network.crashes import Crashes
 from transom_conformance.network.dhcp import dhcp_server
+from transom_conformance.network.hosts import Hosts
 from transom_conformance.network.inputs import Inputs
 from transom_conformance.network.isolation import Isolation
 from transom_conformance.network.lifecycle import LifeCycle
@@ -82,7 +83,7 @@ __all__ = [
 ]
 
 
-class NetworkSuite(Crashes, Publishing, Isolation, Connectivity, Inputs, LifeCycle):
+class NetworkSuite(Hosts, Crashes, Publishing, Isolation, Connectivity, Inputs, LifeCycle):
     """What every network driver must do; see `transom.contract.network`. Derive from it and set `driver`.
 
     pytest runs the groups from the last base class to the first.

@@ -7,4 +7,5 @@ from transom_network_overlay.examples import EXAMPLES, prepare
 class TestOverlay(NetworkSuite):
     driver = "overlay"
     options = EXAMPLES["options"]
+    second_host = EXAMPLES["second_host"]
     prepare = prepare

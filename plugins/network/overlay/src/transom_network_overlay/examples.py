@@ -15,16 +15,19 @@ PATIENCE = 60.0
 """Seconds that a start may take on a busy host."""
 
 
-def start(name: str, folder: Path, *, address: str, cluster: str = "") -> subprocess.Popen[bytes]:
+def start(
+    name: str, folder: Path, *, address: str, cluster: str = "", clients: str = "0.0.0.0"
+) -> subprocess.Popen[bytes]:
     """Start a member of etcd in the thread's namespace, with short times: its members are near each other.
 
     Args:
         cluster: all members as NAME=URL, separated by commas; a single one without.
+        clients: the address at which it serves.
     """
     peers = f"http://{address}:{PEERS}"
     argv = [
         "etcd", "--name", name, "--data-dir", str(folder), "--logger", "zap", "--log-level", "error",
-        "--listen-client-urls", f"http://0.0.0.0:{CLIENTS}", "--advertise-client-urls", f"http://{address}:{CLIENTS}",
+        "--listen-client-urls", f"http://{clients}:{CLIENTS}", "--advertise-client-urls", f"http://{address}:{CLIENTS}",
         "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers,
         "--initial-cluster", cluster or f"{name}={peers}", "--heartbeat-interval", "50", "--election-timeout", "500",
     ]  # fmt: skip
@@ -73,5 +76,6 @@ def prepare(suite: object, site: Any) -> None:
 
 EXAMPLES = {
     "options": {"etcd": f"http://127.0.0.1:{CLIENTS}", "host": "one", "address": "198.51.100.1"},
+    "second_host": {"etcd": f"http://198.51.100.1:{CLIENTS}", "host": "two", "address": "198.51.100.2"},
     "prepare": prepare,
 }
