@@ -8,12 +8,13 @@ import socket
 import subprocess
 import threading
 import time
+from binascii import b2a_base64
 
 import pytest
 
 from transom.services.netns import create, inside, loopback_up
 from transom_network_overlay.etcd import Away, Etcd, Tls, absent, delete, put
-from transom_network_overlay.examples import stop
+from transom_network_overlay.examples import await_etcd, start, stop
 
 PATIENCE = 60.0
 
@@ -117,6 +118,56 @@ def test_a_member_that_is_not_trusted_or_trusts_not_is_away(secure, certificate,
         with pytest.raises(Away, match=words):
             inside(netns, etcd.read, "/")
         etcd.close()
+
+
+def test_a_user_is_known_by_a_password_and_a_wrong_one_is_said_in_a_line(netns, tmp_path):
+    """The role may no more than the driver needs: keys below its prefix."""
+    if not shutil.which("etcd"):
+        pytest.skip("the program etcd is missing: install etcd-server")
+    member = inside(netns, start, "two", tmp_path / "etcd", address="127.0.0.2", clients="127.0.0.2")
+    url = "http://127.0.0.2:2379"
+    try:
+        inside(netns, await_etcd, url)
+        root, below = Etcd([url], Tls()), {"key": b64(b"/x/"), "range_end": b64(b"/x0")}
+        for path, body in (
+            ("user/add", {"name": "root", "password": "r"}),
+            ("user/add", {"name": "me", "password": "secret"}),
+            ("role/add", {"name": "ours"}),
+            ("role/grant", {"name": "ours", "perm": {"permType": "READWRITE", **below}}),
+            ("user/grant", {"user": "root", "role": "root"}),
+            ("user/grant", {"user": "me", "role": "ours"}),
+            ("enable", {}),
+        ):
+            inside(netns, root.call, f"/v3/auth/{path}", body)
+        root.close()
+        me = Etcd([url], Tls(user="me", password="secret"))
+        assert inside(netns, me.transact, when=[absent("/x/a")], then=[put("/x/a", b"1")]).held
+        revision = inside(netns, me.read, "/x/").revision
+        with inside(netns, me.watch, "/x/", revision + 1) as stream:
+            inside(netns, me.transact, then=[delete("/x/a")])
+            heard, deadline = [], time.monotonic() + PATIENCE
+            while not heard:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+                heard += stream.read()
+        for tls, words in (
+            (Tls(user="me", password="wrong"), "authentication failed, invalid user ID or password"),
+            (Tls(), "user name is empty"),
+        ):
+            other = Etcd([url], tls)
+            with pytest.raises(Away, match=words) as caught:
+                inside(netns, other.read, "/x/")
+            assert "\n" not in str(caught.value)
+            other.close()
+        with pytest.raises(Away, match="permission denied"):
+            inside(netns, me.read, "/y/")
+        me.close()
+    finally:
+        stop(member)
+
+
+def b64(data):
+    return b2a_base64(data, newline=False).decode()
 
 
 def test_a_silent_member_is_left_for_another_and_each_says_why(monkeypatch):

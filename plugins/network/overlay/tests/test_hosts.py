@@ -1,13 +1,8 @@
-"""Three hosts as network namespaces, each with a member of etcd: what only several hosts show.
+"""Several hosts: what only they show.
 
 One group of cases, as they share the hosts; each case has its own network, and what it stops it starts again.
 """
 
-from __future__ import annotations
-
-import os
-import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -18,254 +13,13 @@ import pytest
 from transom.contract.network import Endpoint, Network, Subnet
 from transom.drivers import Drivers
 from transom.errors import ConfigError, Conflict, DriverError, NotFound
-from transom.services.netns import create, inside
-from transom_conformance.network import TCP, ip_batch, ip_json, together
-from transom_network_overlay import OverlayOptions
-from transom_network_overlay.examples import CLIENTS, PEERS, await_etcd, start, stop
+from transom.services.netns import inside
+from transom_conformance.network import ip_batch, together
+from transom_network_overlay import OverlayOptions, following
+from transom_network_overlay.examples import await_etcd
+from transom_network_overlay.store import Store
 
 pytestmark = pytest.mark.xdist_group("overlay")
-
-PATIENCE = 45.0
-NAMES = ("h1", "h2", "h3")
-MEMBERS = [f"http://10.99.0.{number}:{CLIENTS}" for number in (1, 2, 3)]
-CLUSTER = ",".join(f"{name}=http://10.99.0.{number}:{PEERS}" for number, name in enumerate(NAMES, 1))
-
-
-class Host:
-    """A namespace on the switch, with a member of etcd and the driver."""
-
-    def __init__(self, cluster, number):
-        self.cluster, self.name, self.address = cluster, NAMES[number - 1], f"10.99.0.{number}"
-        self.number, self.netns, self.member = number, create(), None
-        port = f"port{number}"
-        inside(
-            cluster.switch, ip_batch,
-            f"link add {port} type veth peer name up0 netns /proc/{os.getpid()}/fd/{self.netns}",
-            f"link set {port} master br0 up",
-        )  # fmt: skip
-        inside(self.netns, ip_batch, "link set lo up", f"address add {self.address}/24 dev up0", "link set up0 up")
-
-    def start_member(self):
-        folder = self.cluster.path / f"etcd-{self.name}"
-        self.member = inside(self.netns, start, self.name, folder, address=self.address, cluster=CLUSTER)
-
-    def stop_member(self):
-        stop(self.member)
-
-    def driver(self, **options):
-        """Open the driver anew, as an engine that was restarted."""
-        place = self.cluster.path / self.name
-        words = {"etcd": ",".join(MEMBERS), "host": self.name, "address": self.address, "lease": "2s", **options}
-        opened = Drivers(state=place / "state", run=place / "run").open("network", "overlay", words, where="here")
-        return On(opened, self.netns)
-
-    def cable(self, word):
-        """Pull or plug the cable."""
-        inside(self.cluster.switch, ip_batch, f"link set port{self.number} {word}")
-
-
-class On:
-    """A driver, each of whose operations is called on its host."""
-
-    def __init__(self, driver, netns):
-        self.driver, self.netns = driver, netns
-
-    def __getattr__(self, name):
-        found = getattr(self.driver, name)
-        return partial(inside, self.netns, found) if callable(found) else found
-
-
-class Cluster:
-    def __init__(self, path):
-        self.path, self.switch = path, create()
-        inside(self.switch, ip_batch, "link add br0 type bridge", "link set br0 up")
-        self.hosts = [Host(self, number) for number in (1, 2, 3)]
-        self.start()
-
-    def start(self):
-        for host in self.hosts:
-            host.start_member()
-        for host in self.hosts:
-            inside(host.netns, await_etcd, f"http://{host.address}:{CLIENTS}")
-
-    def stop(self):
-        for host in self.hosts:
-            host.stop_member()
-
-    def close(self):
-        self.stop()
-        for host in self.hosts:
-            os.close(host.netns)
-        os.close(self.switch)
-
-    def records(self):
-        """Return all keys but the hosts'."""
-        keys = []
-        with_store = self.hosts[0].driver().driver
-        store = inside(self.hosts[0].netns, with_store.store)
-        try:
-            found = inside(self.hosts[0].netns, store.etcd.read, store.key("")).found[0]
-        finally:
-            store.etcd.close()
-        for pair in found:
-            kind = pair.key.removeprefix(store.key("")).partition("/")[0]
-            if kind not in {"host", "boot", "pools"}:
-                keys.append(pair.key)
-        return keys
-
-
-class Container:
-    """A container on a host, watched for by a process of its own, as a supervisor is."""
-
-    def __init__(self, world, host, network, *, watch=True, driver=None, **fields):
-        self.world, self.host, self.network = world, host, network
-        self.driver, self.netns = driver or host.driver(), create()
-        name = fields.pop("names", (f"c{len(world.containers)}-{host.name}",))
-        self.endpoint = Endpoint(id=os.urandom(32).hex(), container=os.urandom(32).hex(), names=name, **fields)
-        self.pid, self.server = 0, None
-        world.containers.append(self)
-        self.driver.create_network(network=network)
-        self.endpoint = self.driver.allocate(network=network, endpoint=self.endpoint)
-        self.attachment = self.driver.attach(network=network, endpoint=self.endpoint, netns=self.netns)
-        self.server = inside(self.netns, socket.create_server, ("::", 80), family=socket.AF_INET6, dualstack_ipv6=True)
-        if watch:
-            self.watch()
-
-    @property
-    def address(self):
-        return self.endpoint.addresses[0].partition("/")[0]
-
-    def watch(self):
-        stop, self.signal = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 2)
-            try:
-                self.driver.watch(network=self.network, endpoint=self.endpoint, netns=self.netns, stop=stop)
-            finally:
-                os._exit(0)
-        os.close(stop)
-
-    def kill_watch(self):
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        os.close(self.signal)
-        self.pid = 0
-
-    def end_watch(self):
-        if self.pid:
-            os.write(self.signal, b"x")  # the watchers forked later have this end open too
-            os.waitpid(self.pid, 0)
-            os.close(self.signal)
-            self.pid = 0
-
-    def leave(self):
-        self.end_watch()
-        self.driver.detach(network=self.network, endpoint=self.endpoint)
-        self.driver.release(network=self.network, endpoint=self.endpoint)
-        self.close()
-
-    def close(self):
-        if self.server:
-            self.server.close()
-        if self.netns >= 0:
-            os.close(self.netns)
-        self.netns = -1
-        if self in self.world.containers:
-            self.world.containers.remove(self)
-
-    def reaches(self, other, address=None, *, seconds=1.0):
-        """Say whether a connection comes about, and check that the source address is kept."""
-        address = address or other.address
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        mine = {a.partition("/")[0] for a in self.endpoint.addresses}
-        with inside(self.netns, socket.socket, family, TCP) as client:
-            client.settimeout(seconds)
-            other.server.settimeout(seconds)
-            try:
-                client.connect((address, 80))
-                port = client.getsockname()[1]
-                while True:
-                    peer, source = other.server.accept()
-                    peer.close()
-                    if source[1] == port and source[0].removeprefix("::ffff:") in mine:
-                        break  # others are of attempts that were given up
-            except OSError:
-                return False
-        return True
-
-
-class World:
-    def __init__(self, cluster):
-        self.cluster, self.hosts, self.containers, self.networks = cluster, cluster.hosts, [], []
-
-    def network(self, *, driver=None, name="", **fields):
-        name = name or f"net-{os.urandom(4).hex()}"
-        network = Network(id=os.urandom(32).hex(), name=name, **{"options": OverlayOptions(), **fields})
-        network = (driver or self.hosts[0].driver()).settle(network=network)
-        self.networks.append(network)
-        return network
-
-    def join(self, host, network, **fields):
-        return Container(self, self.hosts[host], network, **fields)
-
-    def clean_up(self):
-        for container in list(self.containers):
-            container.leave()
-        for host in self.hosts:
-            for network in self.networks:
-                host.driver().delete_network(network=network)
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    for program in ("etcd", "ip"):
-        if not shutil.which(program):
-            pytest.skip(f"the program {program} is missing: install etcd-server, iproute2")
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    yield cluster
-    cluster.close()
-
-
-@pytest.fixture
-def world(cluster):
-    world = World(cluster)
-    yield world
-    world.clean_up()
-    assert cluster.records() == []
-    for host in cluster.hosts:
-        assert {link["ifname"] for link in inside(host.netns, ip_json, "link")} == {"lo", "up0"}
-
-
-def eventually(holds):
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
-        time.sleep(0.02)
-
-
-class Frames:
-    """What VXLAN carries over the switch: frames to one, and frames to many."""
-
-    def __init__(self, cluster):
-        self.sock = inside(cluster.switch, socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-
-    def count(self):
-        one = many = 0
-        with self.sock:
-            while True:
-                try:
-                    frame = self.sock.recv(200, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    break
-                if frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[36:38] == (4789).to_bytes(2):
-                    if frame[50] & 1:
-                        many += 1
-                    else:
-                        one += 1
-        return one, many
 
 
 def test_all_reach_all_by_both_families_and_nothing_is_flooded(world):
@@ -273,13 +27,15 @@ def test_all_reach_all_by_both_families_and_nothing_is_flooded(world):
     network = world.network(subnets=(Subnet(pool="10.201.0.0/24"), Subnet(pool="fd01:201::/64")))
     containers = [world.join(number % 3, network) for number in range(6)]
     first = containers[0]
-    eventually(lambda: all(first.driver.lookup(network=network, name=c.endpoint.names[0]) for c in containers[1::3]))
-    frames = Frames(world.cluster)
+    world.eventually(
+        lambda: all(first.driver.lookup(network=network, name=c.endpoint.names[0]) for c in containers[1::3])
+    )
+    frames = world.frames()
     for one in containers:
         for other in containers:
             if one is not other:
-                eventually(lambda one=one, other=other: one.reaches(other))
-                eventually(
+                world.eventually(lambda one=one, other=other: one.reaches(other))
+                world.eventually(
                     lambda one=one, other=other: one.reaches(other, other.endpoint.addresses[1].partition("/")[0])
                 )
     assert not first.reaches(containers[1], "10.201.0.200", seconds=0.5)
@@ -294,11 +50,11 @@ def test_names_are_known_on_the_other_hosts_and_forgotten_with_their_containers(
     one = world.join(0, network, names=("web", "alias"))
     two, three = world.join(1, network, names=("db", "alias")), world.join(2, network, names=("alias",))
     lookup = partial(one.driver.lookup, network=network)
-    eventually(lambda: set(lookup(name="alias")) == {two.address, three.address})
+    world.eventually(lambda: set(lookup(name="alias")) == {two.address, three.address})
     assert lookup(name="db") == (two.address,)
     assert lookup(name="web") == lookup(name="nobody") == ()
     two.leave()
-    eventually(lambda: lookup(name="db") == ())
+    world.eventually(lambda: lookup(name="db") == ())
     assert lookup(name="alias") == (three.address,)
 
 
@@ -307,7 +63,7 @@ def test_a_container_that_moves_is_reached_at_its_new_host_in_less_than_a_second
     network = world.network()
     client = world.join(0, network)
     moving = world.join(1, network, names=("moving",))
-    eventually(lambda: client.reaches(moving))
+    world.eventually(lambda: client.reaches(moving))
     times = []
     for turn in range(5):
         address = moving.endpoint.addresses
@@ -315,7 +71,7 @@ def test_a_container_that_moves_is_reached_at_its_new_host_in_less_than_a_second
         moving = world.join(2 - turn % 2, network, names=("moving",), addresses=address, static=True)
         assert moving.endpoint.addresses == address
         begun = time.monotonic()
-        eventually(lambda moving=moving: client.reaches(moving, seconds=0.3))
+        world.eventually(lambda moving=moving: client.reaches(moving, seconds=0.3))
         times.append(time.monotonic() - begun)
         if times[-1] < 1.0:
             break
@@ -330,11 +86,11 @@ def test_one_member_of_etcd_less_is_not_noticed(world):
     try:
         three = world.join(2, network, names=("late",))
         for container in (one, two):
-            eventually(lambda container=container: container.reaches(three))
-        eventually(lambda: one.driver.lookup(network=network, name="late") == (three.address,))
+            world.eventually(lambda container=container: container.reaches(three))
+        world.eventually(lambda: one.driver.lookup(network=network, name="late") == (three.address,))
     finally:
         world.hosts[0].start_member()
-        inside(world.hosts[0].netns, await_etcd, MEMBERS[0])
+        inside(world.hosts[0].netns, await_etcd, world.hosts[0].url)
 
 
 def test_without_etcd_what_works_goes_on_and_everything_is_caught_up_with_later(world):
@@ -343,7 +99,7 @@ def test_without_etcd_what_works_goes_on_and_everything_is_caught_up_with_later(
     one, two, gone = world.join(0, network), world.join(1, network, names=("two",)), world.join(2, network)
     third = world.join(2, network)
     for container in (two, gone):
-        eventually(lambda container=container: one.reaches(container))
+        world.eventually(lambda container=container: one.reaches(container))
     world.cluster.stop()
     try:
         driver = world.hosts[0].driver()
@@ -368,8 +124,8 @@ def test_without_etcd_what_works_goes_on_and_everything_is_caught_up_with_later(
         world.cluster.start()
     late = world.join(1, network)
     for container in (one, two, third):
-        eventually(lambda container=container: container.reaches(late))
-    eventually(lambda: not [key for key in world.cluster.records() if key.endswith(gone.endpoint.id)])
+        world.eventually(lambda container=container: container.reaches(late))
+    world.eventually(lambda: not [key for key in world.cluster.records() if key.endswith(gone.endpoint.id)])
     assert one.reaches(two, seconds=10)
 
 
@@ -378,7 +134,7 @@ def test_a_host_that_is_cut_off_goes_on_by_itself_and_catches_up(world):
     network = world.network()
     one, leaving = world.join(0, network), world.join(1, network, names=("leaving",))
     two, three = world.join(2, network), world.join(2, network)
-    eventually(lambda: two.reaches(leaving))
+    world.eventually(lambda: two.reaches(leaving))
     world.hosts[2].cable("down")
     try:
         leaving.leave()
@@ -389,9 +145,9 @@ def test_a_host_that_is_cut_off_goes_on_by_itself_and_catches_up(world):
         assert ids <= {key.rpartition("/")[2] for key in world.cluster.records()}
     finally:
         world.hosts[2].cable("up")
-    eventually(lambda: two.reaches(late))
-    eventually(lambda: one.reaches(three))
-    eventually(lambda: two.driver.lookup(network=network, name="leaving") == ())
+    world.eventually(lambda: two.reaches(late))
+    world.eventually(lambda: one.reaches(three))
+    world.eventually(lambda: two.driver.lookup(network=network, name="leaving") == ())
 
 
 def test_a_host_that_is_gone_for_long_is_forgotten_and_may_come_back(world):
@@ -400,14 +156,14 @@ def test_a_host_that_is_gone_for_long_is_forgotten_and_may_come_back(world):
     one = world.join(0, network, driver=world.hosts[0].driver(grace="1s"))
     lost = world.join(2, network, names=("lost",))
     alive = world.join(1, network, names=("alive",))
-    eventually(lambda: one.reaches(lost))
+    world.eventually(lambda: one.reaches(lost))
     lost.kill_watch()
     recorded = lambda: [key for key in world.cluster.records() if "/ep/" in key or "/ipam/" in key]  # noqa: E731
-    eventually(lambda: len(recorded()) == 4)
+    world.eventually(lambda: len(recorded()) == 4)
     assert one.driver.lookup(network=network, name="lost") == ()
     assert one.reaches(alive, seconds=10)
     lost.watch()
-    eventually(lambda: one.reaches(lost))
+    world.eventually(lambda: one.reaches(lost))
     assert len(recorded()) == 6
 
 
@@ -416,24 +172,26 @@ def test_after_a_reboot_what_a_host_had_is_removed_at_once(world, tmp_path):
     network = world.network()
     one = world.join(0, network)
     two = world.join(1, network, names=("two",), watch=False)
-    eventually(lambda: one.driver.lookup(network=network, name="two"))
+    world.eventually(lambda: one.driver.lookup(network=network, name="two"))
     boot = tmp_path / "boot_id"
     boot.write_text("another boot\n")
     driver = world.hosts[1].driver()
     driver.driver.boot_id = str(boot)
     driver.allocate(network=network, endpoint=Endpoint(id="e" * 64, container="c" * 64))
-    eventually(lambda: one.driver.lookup(network=network, name="two") == ())
+    world.eventually(lambda: one.driver.lookup(network=network, name="two") == ())
     left = [key.rpartition("/")[2] for key in world.cluster.records() if "/ep/" in key]
     assert left == [one.endpoint.id]
     driver.release(network=network, endpoint=Endpoint(id="e" * 64, container="c" * 64))
     two.leave()
 
 
-def test_another_host_of_the_same_name_is_refused(world):
+def test_another_host_of_the_same_name_is_refused(world, tmp_path):
     network = world.network()
     world.join(0, network)
     driver = world.hosts[1].driver(host="h1")
-    eventually(lambda: any("host/h1" in key for key in all_keys(world)))
+    driver.driver.boot_id = str(tmp_path / "boot_id")
+    (tmp_path / "boot_id").write_text("another boot\n")
+    world.eventually(lambda: any("host/h1" in key for key in all_keys(world)))
     with pytest.raises(Conflict, match=r"another host at 10.99.0.1 goes by the name h1.*option host"):
         driver.allocate(network=network, endpoint=Endpoint(id="e" * 64, container="c" * 64))
 
@@ -532,13 +290,13 @@ def test_entries_that_somebody_changes_are_put_right(world, monkeypatch):
     monkeypatch.setattr("transom_network_overlay.following.COMPARE", 0.5)
     network = world.network()
     one, two = world.join(0, network), world.join(1, network)
-    eventually(lambda: one.reaches(two))
+    world.eventually(lambda: one.reaches(two))
     device = f"vx-{network.id[:12]}"
     inside(
         world.hosts[0].netns, subprocess.run, ["bridge", "fdb", "del", two.attachment.mac, "dev", device], check=True
     )
     inside(world.hosts[0].netns, ip_batch, f"neigh del {two.address} dev {device}")
-    eventually(lambda: one.reaches(two))
+    world.eventually(lambda: one.reaches(two))
 
 
 def test_the_watch_goes_over_to_another_container_when_the_one_is_killed(world):
@@ -547,16 +305,179 @@ def test_the_watch_goes_over_to_another_container_when_the_one_is_killed(world):
     one, other = world.join(0, network), world.join(0, network)
     one.kill_watch()
     late = world.join(1, network, names=("late",))
-    eventually(lambda: other.driver.lookup(network=network, name="late"))
+    world.eventually(lambda: other.driver.lookup(network=network, name="late"))
     assert other.reaches(late, seconds=10)
     one.watch()
+
+
+def test_an_interface_stands_for_its_address(world):
+    """Of several the first, IPv4 before IPv6; one that is not there or has none is named."""
+
+    def address(**words):
+        return inside(world.hosts[0].netns, world.hosts[0].driver(**words).driver.store).member.vtep
+
+    assert address(address="up0") == address(address="") == "10.99.0.1"
+    for name, words in (("up1", "interface up1 is not on this host"), ("bare0", "interface bare0 has no address")):
+        inside(world.hosts[0].netns, ip_batch, "link add bare0 type bridge")
+        try:
+            with pytest.raises(ConfigError) as caught:
+                address(address=name)
+        finally:
+            inside(world.hosts[0].netns, ip_batch, "link delete bare0")
+        assert words in str(caught.value)
+        assert "set the option address to one of bare0, up0" in str(caught.value)
+
+
+def test_hosts_that_reach_each_other_by_ipv6_have_as_good_a_network(world):
+    drivers = [host.driver(address=f"fd99::{host.number}") for host in world.hosts]
+    network = world.network(driver=drivers[0], subnets=(Subnet(pool="10.205.0.0/24"), Subnet(pool="fd01:205::/64")))
+    one, two, three = (world.join(number, network, driver=drivers[number]) for number in range(3))
+    assert one.attachment.mtu == 1430
+    six = one.endpoint.addresses[1].partition("/")[0]
+    for container in (two, three):
+        world.eventually(lambda container=container: one.reaches(container))
+        world.eventually(lambda container=container: container.reaches(one, six))
+    for container in (one, two, three):
+        container.leave()
+    world.hosts[0].driver().delete_network(network=network)
+
+
+def test_the_largest_packet_fits_and_one_that_is_larger_does_not(world):
+    """K7: the hosts' own network carries 1500 bytes."""
+    network = world.network()
+    one, two = world.join(0, network), world.join(1, network)
+    assert one.attachment.mtu == 1450
+    world.eventually(lambda: one.reaches(two))
+    with udp(one.netns) as out, udp(two.netns) as inward:
+        out.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+        inward.settimeout(30)
+        out.sendto(bytes(1450 - 28), (two.address, 9999))
+        assert len(inward.recv(2000)) == 1450 - 28
+        with pytest.raises(OSError, match="Message too long"):
+            out.sendto(bytes(1451 - 28), (two.address, 9999))
+
+
+def udp(netns):
+    sock = inside(netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    inside(netns, sock.bind, ("", 9999))
+    return sock
+
+
+def test_of_hosts_that_ask_for_one_address_at_once_one_gets_it(world, tmp_path):
+    """A1: whoever is second hears who has it."""
+    network = world.network(subnets=(Subnet(pool="10.206.0.0/24"),))
+
+    def work(worker):
+        endpoint = Endpoint(id=f"{worker:x}" * 64, container="c" * 64, addresses=("10.206.0.9",), static=True)
+        world.hosts[worker % 3].driver().allocate(network=network, endpoint=endpoint)
+        (tmp_path / str(worker)).touch()
+
+    codes = together(work, 6)
+    assert sorted(codes) == [0, 2, 2, 2, 2, 2]  # 2: a conflict
+    (winner,) = tmp_path.iterdir()
+    world.hosts[0].driver().release(network=network, endpoint=Endpoint(id=winner.name * 64, container="c" * 64))
+
+
+def test_an_outage_of_etcd_makes_nobody_dead(world):
+    """The time for which a host was not heard of begins anew with each."""
+    network = world.network()
+    dead = world.join(2, network, watch=False)
+    host = world.hosts[0]
+    driver = host.driver(grace="1s").driver
+    recorded = lambda: [key for key in world.cluster.records() if key.endswith(dead.endpoint.id)]  # noqa: E731
+    driver.run.mkdir(parents=True, exist_ok=True)
+    life, store = following.Life.begin(driver), inside(host.netns, driver.store)
+    go_on = lambda: inside(host.netns, life.go_on, store)  # noqa: E731
+    go_on()
+    time.sleep(1.1)
+    life.lost()
+    go_on()
+    assert recorded()
+    time.sleep(1.1)
+    go_on()
+    assert not recorded()
+    life.end()
+    store.etcd.close()
+
+
+def test_a_host_that_was_taken_for_dead_and_is_alive_records_itself_anew(world):
+    """It hears of it by its watch, and nobody has to start anything."""
+    network = world.network()
+    one, alive = world.join(0, network), world.join(2, network, names=("alive",))
+    world.eventually(lambda: one.reaches(alive))
+    store = inside(world.hosts[1].netns, world.hosts[1].driver().driver.store)
+    recorded = lambda: [key for key in world.cluster.records() if key.endswith(alive.endpoint.id)]  # noqa: E731
+    (before,) = recorded()
+    removed = inside(world.hosts[1].netns, store._remove_of, "h3")
+    store.etcd.close()
+    assert removed == 2  # the endpoint and its address
+    world.eventually(lambda: recorded() == [before])
+    world.eventually(lambda: one.reaches(alive) and one.driver.lookup(network=network, name="alive"))
+
+
+def test_a_watch_whose_beginning_etcd_has_forgotten_begins_anew(world, monkeypatch):
+    """What happened before a compaction is read, not heard of."""
+    network = world.network()
+    other = world.join(1, network)
+    store = inside(world.hosts[0].netns, world.hosts[0].driver().driver.store)
+    late = world.join(2, network)
+    revision = inside(world.hosts[0].netns, store.peers, network.id)[1]
+    store.etcd.call("/v3/kv/compaction", {"revision": str(revision)})
+    store.etcd.close()
+    real, asked = Store.peers, []
+
+    def peers(self, id):
+        asked.append(id)
+        return ([], 1) if len(asked) == 2 else real(self, id)  # the first is of what this host has itself
+
+    monkeypatch.setattr(Store, "peers", peers)
+    one = world.join(0, network)
+    monkeypatch.undo()
+    for container in (other, late):
+        world.eventually(lambda container=container: container.reaches(one))
+    show = ["bridge", "fdb", "show", "dev", f"vx-{network.id[:12]}"]
+
+    def known():
+        told = inside(world.hosts[0].netns, subprocess.run, show, capture_output=True, text=True, check=True)
+        return other.attachment.mac in told.stdout and late.attachment.mac in told.stdout
+
+    world.eventually(known)
+
+
+def test_a_list_of_the_networks_waits_no_longer_than_it_must(world):
+    """Two hosts whose cables are pulled do not answer at all."""
+    world.network()
+    driver = world.hosts[0].driver(etcd="http://10.99.0.2:2379,http://10.99.0.3:2379,http://10.99.0.4:2379")
+    for host in world.hosts[1:]:
+        host.cable("down")
+    try:
+        begun = time.monotonic()
+        with pytest.raises(DriverError, match="etcd cannot be reached"):
+            driver.networks()
+        assert time.monotonic() - begun < 10  # 1.5 s on a host that has nothing else to do
+        with pytest.raises(DriverError, match="etcd could not be reached a moment ago"):
+            driver.networks()
+    finally:
+        for host in world.hosts[1:]:
+            host.cable("up")
+    world.eventually(lambda: _lists(driver))
+
+
+def _lists(driver):
+    try:
+        return bool(driver.networks())
+    except DriverError:
+        return False
 
 
 def test_words_of_the_config_that_cannot_be_are_refused(world, tmp_path):
     for options, words in (
         ({"etcd": "10.0.0.1:2379"}, "is not a member such as http://10.0.0.1:2379"),
-        ({"address": "here"}, "'here' is not an IP address"),
+        ({"address": "no:where"}, "'no:where' is neither an IP address nor the name of an interface"),
+        ({"port": "4793"}, "port and encrypted-port differ"),
+        ({"key-interval": "1s"}, "key-interval is at least 2s"),
         ({"etcd-cert": "a.pem"}, "etcd-cert and etcd-key go together"),
+        ({"etcd-user": "me"}, "etcd-user and etcd-password-file go together"),
         ({"lease": "1s"}, "lease is at least 2s"),
     ):
         with pytest.raises(ConfigError) as caught:

@@ -12,26 +12,28 @@ When etcd is away, what works goes on working: nothing that the kernel knows han
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import msgspec
 
 from transom.contract import Probe
 from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability
-from transom.errors import ConfigError, Conflict, DriverError
+from transom.errors import ConfigError, Conflict, DriverError, NotSupported, choices
 from transom.services import interfaces, netlink
 from transom.services.files import Lock, write_atomic
 from transom.services.interfaces import INTERFACE_DOCS, InterfaceOptions
 from transom.services.netlink import Session
 from transom.services.options import Duration
 from transom.services.parents import ParentDriver
-from transom_network_overlay import forwarding
+from transom_network_overlay import encryption, forwarding
+from transom_network_overlay.encryption import Encryption, Plan, Site
 from transom_network_overlay.etcd import Away, Etcd, Tls, towards
-from transom_network_overlay.store import LAST_VNI, Member, Peer, Store, Stored
+from transom_network_overlay.store import LAST_VNI, Known, Member, Peer, Store, Stored
 
 T = TypeVar("T")
 
@@ -40,6 +42,11 @@ OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN puts around a frame: IP, UDP, VXLAN and the inner Ethernet header (RFC 7348, section 5)."""
 _AWAY = 10.0
 """Seconds for which nobody who leaves waits again for etcd, when it was away."""
+_PROMPT = 1.5
+"""Seconds for which a list of the networks waits for etcd."""
+_LEAVING = {"detach", "recover"}
+"""What goes on also when etcd has lost its records."""
+_INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _MODE_BRIDGE = 4
 _ID, _LOCAL, _LEARNING, _PROXY, _PORT, _LOCAL6 = 1, 4, 7, 11, 15, 17
 
@@ -51,10 +58,14 @@ class OverlayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     etcd_ca: str = ""
     etcd_cert: str = ""
     etcd_key: str = ""
+    etcd_user: str = ""
+    etcd_password_file: str = ""
     etcd_prefix: Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9_.-]+)+$")] = "/transom"
     host: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
     address: str = ""
     port: Annotated[int, msgspec.Meta(ge=1024, le=49151)] = 4789
+    encrypted_port: Annotated[int, msgspec.Meta(ge=1024, le=49151)] = 4793
+    key_interval: Duration = 43200.0
     lease: Duration = 15.0
     grace: Duration = 600.0
 
@@ -63,15 +74,18 @@ class OverlayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         for url in self.etcd:
             if not url.startswith(("http://", "https://")) or len(url.rstrip("/").split("/")) != 3:
                 raise ValueError(f"etcd: {url!r} is not a member such as http://10.0.0.1:2379")
-        if self.address:
-            try:
-                socket.inet_pton(socket.AF_INET6 if ":" in self.address else socket.AF_INET, self.address)
-            except OSError:
-                raise ValueError(f"address: {self.address!r} is not an IP address") from None
+        if self.address and not _is_address(self.address) and not _INTERFACE.fullmatch(self.address):
+            raise ValueError(f"address: {self.address!r} is neither an IP address nor the name of an interface")
         if bool(self.etcd_cert) != bool(self.etcd_key):
             raise ValueError("etcd-cert and etcd-key go together")
+        if bool(self.etcd_user) != bool(self.etcd_password_file):
+            raise ValueError("etcd-user and etcd-password-file go together")
         if self.lease < 2:
             raise ValueError("lease is at least 2s")
+        if self.key_interval < 2:
+            raise ValueError("key-interval is at least 2s")
+        if self.port == self.encrypted_port:
+            raise ValueError("port and encrypted-port differ: packets are told by them")
 
 
 class OverlayOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,16 +98,16 @@ class OverlayOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
         name="com.docker.network.container_iface_prefix", default="eth"
     )
+    encrypted: Literal["false", "true", ""] = "false"
 
-
-class Known(msgspec.Struct, frozen=True):
-    """What this host knew last of a network's endpoints, as of a revision of the store."""
-
-    revision: int = -1
-    peers: tuple[Peer, ...] = ()
+    @property
+    def secret(self) -> bool:
+        """Whether what goes from host to host is encrypted; Docker's users write the bare word."""
+        return self.encrypted != "false"
 
 
 _KNOWN = msgspec.json.Decoder(Known)
+_STORED = msgspec.json.Decoder(Stored)
 
 
 class Overlay(ParentDriver):
@@ -123,14 +137,19 @@ class Overlay(ParentDriver):
         "etcd-ca": "File with the certificates of those who sign etcd's, in PEM; the system's without.",
         "etcd-cert": "File with the certificate that this host shows etcd, in PEM.",
         "etcd-key": "File with the key to it.",
+        "etcd-user": "User of etcd, where it asks for one.",
+        "etcd-password-file": "File with the user's password.",
         "etcd-prefix": "What all keys in etcd start with: the same on all hosts that share networks.",
         "host": "Name of this host among the others; its host name without.",
-        "address": "Address at which the other hosts reach this one; that on the way to etcd without.",
+        "address": "Address at which others reach this host, or its interface; that on the way to etcd without.",
         "port": "UDP port of VXLAN, the same on all hosts.",
+        "encrypted-port": "UDP port of VXLAN for encrypted networks, the same on all hosts.",
+        "key-interval": "How long encrypted networks keep their keys.",
         "lease": "How long a host that is not heard of passes for alive.",
         "grace": "How long after that its endpoints and addresses are kept.",
         "com.docker.network.driver.overlay.vxlanid_list": "VXLAN network identifier; 0 takes a free one from 4096 on.",
         "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes what fits into the hosts' own network.",
+        "encrypted": "Encrypt what goes from host to host, by IPsec.",
         "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
         **INTERFACE_DOCS,
     }
@@ -167,19 +186,20 @@ class Overlay(ParentDriver):
             return probe
         try:
             with Session() as session:
-                session.request(self._vxlan("vxlan", vni=1, mtu=1400, address="127.0.0.1"))
+                session.request(self._vxlan("vxlan", vni=1, mtu=1400, address="127.0.0.1", port=self.options.port))
         except OSError as error:
             return Probe(usable=False, reason=f"the kernel lacks VXLAN (CONFIG_VXLAN): {error.strerror or error}")
         if not self.options.etcd:
             return Probe(usable=True, reason="no etcd is configured: set the option etcd before the first network")
         return probe
 
-    def _vxlan(self, name: str, *, vni: int, mtu: int, address: str) -> netlink.Message:
+    @staticmethod
+    def _vxlan(name: str, *, vni: int, mtu: int, address: str, port: int) -> netlink.Message:
         family, packed = netlink.pack_address(address)
         data = netlink.attribute(_ID, struct.pack("=I", vni))
         data += netlink.attribute(_LOCAL6 if family == socket.AF_INET6 else _LOCAL, packed)
         data += netlink.attribute(_LEARNING, b"\0") + netlink.attribute(_PROXY, b"\1")
-        data += netlink.attribute(_PORT, struct.pack("!H", self.options.port))
+        data += netlink.attribute(_PORT, struct.pack("!H", port))
         return netlink.add_link(name=name, kind="vxlan", mtu=mtu, data=data)
 
     # etcd
@@ -196,15 +216,26 @@ class Overlay(ParentDriver):
                 "network driver overlay needs etcd: set transom.driver-opts.network.overlay.etcd to its members, "
                 "http://10.0.0.1:2379"
             )
-        etcd = Etcd(options.etcd, Tls(ca=options.etcd_ca, cert=options.etcd_cert, key=options.etcd_key))
+        tls = Tls(
+            ca=options.etcd_ca, cert=options.etcd_cert, key=options.etcd_key, user=options.etcd_user,
+            password=_content(options.etcd_password_file),
+        )  # fmt: skip
+        etcd = Etcd(options.etcd, tls)
+        return Store(etcd, prefix=options.etcd_prefix, host=self.host, member=self._member())
+
+    @property
+    def host(self) -> str:
+        """This host's name among the others."""
+        return self.options.host or os.uname().nodename
+
+    def _member(self) -> Member:
         with open(self.boot_id) as file:
-            member = Member(boot=file.read().strip(), vtep=self._address())
-        host = options.host or os.uname().nodename
-        return Store(etcd, prefix=options.etcd_prefix, host=host, member=member)
+            return Member(boot=file.read().strip(), vtep=self._address())
 
     def _address(self) -> str:
-        if self.options.address:
-            return str(self.options.address)
+        asked: str = self.options.address
+        if asked:
+            return asked if _is_address(asked) else _address_of(asked)
         try:
             return towards(self.options.etcd[0])
         except OSError as error:
@@ -212,15 +243,27 @@ class Overlay(ParentDriver):
                 f"network driver overlay cannot tell this host's address ({error}): set the option address"
             ) from None
 
-    def with_store(self, operation: str, subject: str, work: Callable[[Store], T], *, hint: str = "") -> T:
+    def with_store(
+        self, operation: str, subject: str, work: Callable[[Store], T], *, hint: str = "", patience: float = 0.0
+    ) -> T:
         """Do something with the hosts' records, after saying which boot this host is in and what is overdue.
 
+        Args:
+            patience: for how many seconds to wait for etcd; 0 gives each member its time.
+
         Raises:
-            DriverError: etcd is away.
+            DriverError: etcd is away, or has lost what it knew.
         """
         store = self.store()
+        store.etcd.patience = patience
         try:
             store.present_host()
+            if operation not in _LEAVING and self._lost(store):
+                raise DriverError(
+                    operation, driver=DRIVER, subject=subject,
+                    cause="etcd has lost its records",
+                    hint="what runs goes on, and its hosts record it anew within seconds: try again then",
+                )  # fmt: skip
             self.settle_debts(store)
             return work(store)
         except Away as error:
@@ -232,6 +275,19 @@ class Overlay(ParentDriver):
             raise DriverError(operation, driver=DRIVER, subject=subject, cause=error) from error
         finally:
             store.etcd.close()
+
+    def _lost(self, store: Store) -> bool:
+        """Say whether endpoints of this host are not recorded in the etcd that answers now."""
+        here = [self.known(path.stem) for path in self.run.glob("*.peers")]
+        return any(self.is_lost(store, known) for known in here if any(peer.host == self.host for peer in known.peers))
+
+    @staticmethod
+    def is_lost(store: Store, known: Known) -> bool:
+        """Say whether etcd has lost what was known; one whose revision went back was restored from a snapshot."""
+        if known.cluster == store.cluster and known.revision > store.revision:
+            store.renew_cluster()
+            store.present_host()
+        return known.cluster not in {"", store.cluster}
 
     def owe(self, what: str, network: str, endpoint: str) -> None:
         """Note that something is to be removed from etcd when it is back."""
@@ -266,10 +322,12 @@ class Overlay(ParentDriver):
         options = _options(network)
 
         def work(store: Store) -> Stored:
+            if options.secret:
+                self._require_encryption(network, store.member.vtep)
             wanted = Stored(
                 name=network.name,
                 vni=options.vni,
-                mtu=self.asked_mtu(network) or self._mtu(store.member.vtep),
+                mtu=self.asked_mtu(network) or self._mtu(store.member.vtep, secret=options.secret),
                 subnets=network.subnets,
                 options={
                     field.encode_name: str(getattr(options, field.name))
@@ -289,7 +347,7 @@ class Overlay(ParentDriver):
         stored = self.with_store("settle", network.name, work, hint="networks that are there go on; make it later")
         return msgspec.structs.replace(network, subnets=stored.subnets)
 
-    def _mtu(self, vtep: str) -> int:
+    def _mtu(self, vtep: str, *, secret: bool) -> int:
         """Return what fits into packets between the hosts."""
         with Session() as session:
             carriers = [
@@ -297,8 +355,19 @@ class Overlay(ParentDriver):
                 for link in session.links()
                 if link.name != "lo" and vtep in map(interfaces.plain, session.addresses(link.index))
             ]
-        below = carriers[0] if carriers else interfaces.ETHERNET_MTU
-        return below - OVERHEAD[interfaces.family(vtep)]
+        below, family = carriers[0] if carriers else interfaces.ETHERNET_MTU, interfaces.family(vtep)
+        if not secret:
+            return below - OVERHEAD[family]
+        return (below - encryption.OVERHEAD[family]) // encryption.ALIGNMENT * encryption.ALIGNMENT
+
+    @staticmethod
+    def _require_encryption(network: Network, vtep: str) -> None:
+        lacking = encryption.missing(interfaces.family(vtep))
+        if lacking:
+            raise NotSupported(
+                f"network {network.name}: the kernel lacks {lacking}; leave out --opt encrypted, or use hosts that "
+                "have it"
+            )
 
     def networks(self) -> tuple[Network, ...]:
         """List the networks of all hosts; without etcd in the config there are none."""
@@ -306,7 +375,14 @@ class Overlay(ParentDriver):
 
         if not self.options.etcd:
             return ()
-        found = self.with_store("networks", "", lambda store: store.networks())
+        if self._is_away():
+            raise DriverError("networks", driver=DRIVER, cause="etcd could not be reached a moment ago")
+        try:
+            found = self.with_store("networks", "", lambda store: store.networks(), patience=_PROMPT)
+        except DriverError:
+            self.run.mkdir(parents=True, exist_ok=True)
+            (self.run / "away").touch()
+            raise
         return tuple(
             Network(
                 id=id,
@@ -319,34 +395,70 @@ class Overlay(ParentDriver):
             for id, stored in found.items()
         )
 
+    def peers(self, network: Network) -> dict[str, str]:
+        """Say which hosts have endpoints on the network, as was heard last."""
+        return {peer.host: peer.vtep for peer in self.known(network.id).peers}
+
+    def _is_away(self) -> bool:
+        """Say whether etcd was away when the networks were last listed, a moment ago."""
+        try:
+            return 0 <= time.time() - (self.run / "away").stat().st_mtime < _PROMPT
+        except FileNotFoundError:
+            return False
+
     def make_own_parent(self, session: Session, network: Network, name: str) -> None:
         """Make the VXLAN device as the hosts' records say."""
-        stored = self.with_store(
-            "create_network", network.name, lambda store: (store.network(network.id), store.member.vtep),
+        record, address = self.with_store(
+            "create_network", network.name, lambda store: self._prepare(store, network),
             hint="containers that run go on; this host joins the network when it is back",
         )  # fmt: skip
-        record, address = stored
-        if record is None:
-            raise Conflict(f"network {network.name} is on no host any more: it was removed; create it again")
+        port = self._port(network)
         try:
             session.request(
-                self._vxlan(name, vni=record.vni, mtu=record.mtu, address=address),
+                self._vxlan(name, vni=record.vni, mtu=record.mtu, address=address, port=port),
                 netlink.set_alias(name, self._alias("network", network.id)),
                 netlink.set_up(name),
             )
         except FileExistsError:
             raise Conflict(
                 f"network {network.name}: another VXLAN device on this host has VNI {record.vni} at port "
-                f"{self.options.port}; remove it (`ip -d link show type vxlan`)"
+                f"{port}; remove it (`ip -d link show type vxlan`)"
             ) from None
+
+    def _port(self, network: Network) -> int:
+        port: int = self.options.encrypted_port if _options(network).secret else self.options.port
+        return port
+
+    def _prepare(self, store: Store, network: Network) -> tuple[Stored, str]:
+        """Return the network's record and this host's address; nothing of an encrypted network leaves it from here on
+        in the clear."""
+        record = store.network(network.id)
+        if record is None:
+            raise Conflict(f"network {network.name} is on no host any more: it was removed; create it again")
+        if _options(network).secret:
+            self._require_encryption(network, store.member.vtep)
+            self._hear_secrets(store)
+            self.encrypt(always=True)
+        self.run.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.run / f"{network.id}.network", msgspec.json.encode(record), durable=False)
+        return record, store.member.vtep
+
+    def recorded(self, network: str) -> Stored | None:
+        """Return the network's record as it was when this host made the device."""
+        try:
+            return _STORED.decode((self.run / f"{network}.network").read_bytes())
+        except FileNotFoundError:
+            return None
 
     def delete_network(self, network: Network) -> None:
         """Remove the device, and the network from all hosts unless only its id is known."""
         if network.name and self.options.etcd:
             self.with_store("delete_network", network.name, lambda store: store.remove_network(network.id))
         super().delete_network(network)
-        for suffix in ("peers", "lock"):
+        for suffix in ("peers", "network", "lock"):
             (self.run / f"{network.id}.{suffix}").unlink(missing_ok=True)
+        if self.encryption.known().secrets:
+            self.encrypt()
 
     # Endpoints
 
@@ -389,28 +501,120 @@ class Overlay(ParentDriver):
             boot=store.member.boot,
             names=endpoint.names,
         )
+        if _options(network).secret:
+            self._hear_secrets(store)
+            self.encrypt()
+            known = self.encryption.known()
+            newest = known.secrets[0].id
+            store.take(newest, sends=min([newest, *known.takes.values()]))
         peers, revision = store.join(network, peer)
-        self.apply(network.id, store.host, revision, tuple(peers))
+        recorded = {peer.endpoint for peer in peers}
+        peers += [p for p in self.known(network.id).peers if p.revision == 0 and p.endpoint not in recorded]
+        self.apply(network.id, store.host, Known(revision=revision, peers=tuple(peers), cluster=store.cluster))
 
     def detach(self, network: Network, endpoint: Endpoint) -> None:
         """Remove the child, and tell the other hosts, later where etcd is away."""
         super().detach(network, endpoint)
+        self._forget(network.id, endpoint.id)
         if self.options.etcd:
             self._or_owe("ep", network, endpoint, lambda store: store.leave(network.id, endpoint.id))
 
-    def apply(
-        self,
-        network: str,
-        host: str,
-        revision: int,
-        peers: tuple[Peer, ...],
-        *,
-        before: forwarding.Entries | None = None,
-    ) -> bool:
+    def _forget(self, network: str, endpoint: str) -> None:
+        """Take note that an endpoint of this host has left, before etcd says so."""
+        known = self.known(network)
+        if not any(peer.endpoint == endpoint for peer in known.peers):
+            return
+        with Lock(self.run / f"{network}.lock"):
+            known = self.known(network)
+            peers = tuple(peer for peer in known.peers if peer.endpoint != endpoint)
+            self._note(network, msgspec.structs.replace(known, peers=peers))
+        if self.encryption.known().secrets:
+            self.encrypt()
+
+    def _note(self, network: str, known: Known) -> None:
+        write_atomic(self.run / f"{network}.peers", msgspec.json.encode(known), durable=False)
+
+    # Encryption
+
+    @property
+    def encryption(self) -> Encryption:
+        """What this host knows and does about it."""
+        return Encryption(self.run, self.options.encrypted_port)
+
+    def _hear_secrets(self, store: Store) -> None:
+        known = store.first_secrets(self.encryption.known(), int(self.options.key_interval))
+        self.encryption.hear(known)
+
+    def encrypt(self, peers: dict[str, tuple[Peer, ...]] | None = None, *, always: bool = False) -> None:
+        """Make the kernel's tables as the encrypted networks on this host need them.
+
+        Args:
+            peers: of networks of which more is known than is on record.
+            always: an encrypted network is about to be made.
+        """
+        self.run.mkdir(parents=True, exist_ok=True)
+        with Lock(self.run / "encryption.lock"):
+            wanted = self._wanted(peers or {})[0]
+            if wanted is None and not always:
+                self.encryption.clear()
+            else:
+                self.encryption.program(self._member().vtep, wanted or Plan())
+
+    def _wanted(self, peers: dict[str, tuple[Peer, ...]]) -> tuple[Plan | None, bool]:
+        """Return what the kernel's tables should have (None: none is encrypted), and whether endpoints are on it."""
+        start = self._alias("network", "")
+        with Session() as session:
+            found = [link.alias.removeprefix(start) for link in session.links() if self._is_encrypted(link)]
+        if not found:
+            return None, False
+        hosts: set[Site] = set()
+        active = False
+        for id in found:
+            there = {Site(host=p.host, vtep=p.vtep, boot=p.boot) for p in peers.get(id) or self.known(id).peers}
+            if any(site.host == self.host for site in there):
+                hosts, active = hosts | there, True
+        member = self._member()
+        own = Site(host=self.host, vtep=member.vtep, boot=member.boot)
+        return encryption.plan(own, (site for site in hosts if site.host != own.host), self.encryption.known()), active
+
+    def _is_encrypted(self, link: netlink.Link) -> bool:
+        port = netlink.attributes(link.data).get(_PORT)
+        ours = link.kind == "vxlan" and link.alias.startswith(self._alias("network", ""))
+        return ours and port == struct.pack("!H", self.options.encrypted_port)
+
+    def look_after_secrets(self, store: Store) -> None:
+        """Take over new secrets, say that they are, and let another follow when it is time and all hosts have."""
+        if not self.encryption.known().secrets:
+            return
+        known, due = store.secrets()
+        if not known.secrets:
+            known = store.first_secrets(self.encryption.known(), int(self.options.key_interval))
+        if self.encryption.hear(known):
+            self.encrypt()
+        wanted, active = self._wanted({})
+        newest = known.secrets[0].id
+        now = (newest, (wanted or Plan()).oldest(newest)) if active else (0, 0)
+        if now != (known.takes.get(self.host, 0), known.sends.get(self.host, 0)):
+            store.take(now[0], sends=now[1])
+        elif due and {*known.takes.values(), *known.sends.values()} <= {newest}:
+            store.rotate(known, int(self.options.key_interval))
+
+    def check(self, network: Network, endpoints: tuple[Endpoint, ...]) -> list[str]:
+        """Compare the devices and the encryption with what should be there."""
+        said = super().check(network, endpoints)
+        wanted = self._wanted({})[0] if _options(network).secret else None
+        return said + (self.encryption.differences(wanted) if wanted else [])
+
+    def create_network(self, network: Network) -> None:
+        """Find or make the device; see the contract."""
+        super().create_network(network)
+        if _options(network).secret:
+            self.encrypt()
+
+    def apply(self, network: str, host: str, new: Known, *, before: forwarding.Entries | None = None) -> bool:
         """Write what is known of a network's endpoints to the kernel and to the file that names are looked up in.
 
         Args:
-            revision: of the store, that the endpoints are as of.
             before: the entries that are in the kernel, where that is known.
 
         Returns:
@@ -418,16 +622,18 @@ class Overlay(ParentDriver):
         """
         self.run.mkdir(parents=True, exist_ok=True)
         with Lock(self.run / f"{network}.lock"):
-            if self.known(network).revision > revision:
+            known = self.known(network)
+            if known.cluster == new.cluster and known.revision > new.revision:
                 return False
             with Session() as session:
                 link = session.link(f"vx-{network[:12]}")
                 if link is None:
                     return False
+                if self._is_encrypted(link):
+                    self.encrypt({network: new.peers})
                 old = before if before is not None else forwarding.present(session, link.index)
-                forwarding.program(session, link.index, forwarding.wanted(peers, host), old)
-            known = msgspec.json.encode(Known(revision=revision, peers=peers))
-            write_atomic(self.run / f"{network}.peers", known, durable=False)
+                forwarding.program(session, link.index, forwarding.wanted(new.peers, host), old)
+            self._note(network, new)
         return True
 
     def known(self, network: str) -> Known:
@@ -439,8 +645,7 @@ class Overlay(ParentDriver):
 
     def lookup(self, network: Network, name: str) -> tuple[str, ...]:
         """Look a name up in what this host knew last: also while etcd is away, and without asking it."""
-        host = self.options.host or os.uname().nodename
-        found = [peer for peer in self.known(network.id).peers if peer.host != host and name in peer.names]
+        found = [peer for peer in self.known(network.id).peers if peer.host != self.host and name in peer.names]
         return tuple(address.partition("/")[0] for peer in found for address in peer.addresses)
 
     def watch(self, network: Network, endpoint: Endpoint, netns: int, stop: int) -> None:
@@ -453,6 +658,8 @@ class Overlay(ParentDriver):
     def recover(self) -> list[str]:
         """Remove from etcd what is overdue, where it can be reached."""
         repairs = super().recover()
+        if self._wanted({})[0] is None and self.encryption.clear():
+            repairs.append("removed the encryption of networks that are gone")
         if self.options.etcd and (self.run / "owed").exists() and os.listdir(self.run / "owed"):
             try:
                 self.with_store("recover", "", lambda store: None)
@@ -460,6 +667,40 @@ class Overlay(ParentDriver):
                 return repairs
             repairs.append("removed from etcd what was gone while it was away")
         return repairs
+
+
+def _content(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError as error:
+        raise ConfigError(f"network driver overlay: etcd-password-file {path}: {error.strerror}") from None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError:
+        return False
+    return True
+
+
+def _address_of(interface: str) -> str:
+    """Return the first address of an interface that other hosts can reach, IPv4 before IPv6."""
+    with Session() as session:
+        links = {link.name: link.index for link in session.links()}
+        found = session.addresses(links[interface]) if interface in links else {}
+    addresses = [interfaces.plain(address) for address in found]
+    usable = [address for address in addresses if not address.lower().startswith("fe80:")]
+    if not usable:
+        what = "has no address" if interface in links else "is not on this host"
+        raise ConfigError(
+            f"network driver overlay: interface {interface} {what}; set the option address to one of "
+            f"{choices(name for name in links if name != 'lo')}, or to an address"
+        )
+    return min(usable, key=lambda address: ":" in address)
 
 
 def _options(network: Network) -> OverlayOptions:

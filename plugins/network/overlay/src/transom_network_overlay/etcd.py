@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Iterator
 from http.client import HTTPConnection, HTTPException
@@ -52,11 +53,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Tls(msgspec.Struct, frozen=True):
-    """Files in PEM: who signs members, and what this host shows them."""
+    """How to show who one is: files in PEM (who signs members, what this host shows them), a user with a password."""
 
     ca: str = ""
     cert: str = ""
     key: str = ""
+    user: str = ""
+    password: str = ""
 
 
 def read(prefix: str) -> Operation:
@@ -95,15 +98,24 @@ def unchanged(key: str, revision: int) -> Operation:
     return {"key": _pack(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
 
 
+def same(key: str, value: bytes) -> Operation:
+    """Be the condition that the key has this value."""
+    return {"key": _pack(key), "target": "VALUE", "result": "EQUAL", "value": _b64(value)}
+
+
 class Etcd:
     """A connection to whichever member answers; not to be used by several threads at once.
 
     Args:
         urls: of the members, "http://10.0.0.1:2379".
+
+    Attributes:
+        patience: seconds for a request as a whole; 0 gives each member its time.
     """
 
     def __init__(self, urls: Iterable[str], tls: Tls) -> None:
-        self.urls, self._tls = list(urls), tls
+        self.urls, self._tls, self.patience = list(urls), tls, 0.0
+        self._deadline, self._token = 0.0, dict[str, str]()
         self._connection: HTTPConnection | None = None
 
     def close(self) -> None:
@@ -123,16 +135,26 @@ class Etcd:
             context = create_default_context(cafile=self._tls.ca or None)
             if self._tls.cert:
                 context.load_cert_chain(self._tls.cert, self._tls.key or None)
-            made: HTTPConnection = HTTPSConnection(parts.hostname or "", port, timeout=CONNECT, context=context)
+            made: HTTPConnection = HTTPSConnection(
+                parts.hostname or "", port, timeout=self._time(CONNECT), context=context
+            )
         else:
-            made = HTTPConnection(parts.hostname or "", port, timeout=CONNECT)
+            made = HTTPConnection(parts.hostname or "", port, timeout=self._time(CONNECT))
         try:
             made.connect()
-            made.sock.settimeout(ANSWER)
+            made.sock.settimeout(self._time(ANSWER))
+            if self._tls.user:
+                self._token = {}
+                words = {"name": self._tls.user, "password": self._tls.password}
+                self._token = {"Authorization": self._ask(made, "/v3/auth/authenticate", words)["token"]}
         except BaseException:
             made.close()
             raise
         return made
+
+    def _time(self, seconds: float) -> float:
+        """Return how long to wait for something that may take `seconds`."""
+        return max(0.01, min(seconds, self._deadline - time.monotonic())) if self.patience else seconds
 
     def call(self, path: str, body: Operation) -> Any:
         """Send a request to the first member that answers it.
@@ -142,6 +164,7 @@ class Etcd:
         """
         said: dict[str, str] = {}
         fresh = self._connection is None
+        self._deadline = time.monotonic() + self.patience
         for _ in range(2 * len(self.urls)):
             try:
                 self._connection = self._connection or self.connect()
@@ -157,9 +180,9 @@ class Etcd:
                     break
         raise Away("; ".join(f"{url}: {text}" for url, text in sorted(said.items())))
 
-    @staticmethod
-    def _ask(connection: HTTPConnection, path: str, body: Operation) -> Any:
-        connection.request("POST", path, msgspec.json.encode(body), {"Content-Type": "application/json"})
+    def _ask(self, connection: HTTPConnection, path: str, body: Operation) -> Any:
+        headers = {"Content-Type": "application/json", **self._token}
+        connection.request("POST", path, msgspec.json.encode(body), headers)
         response = connection.getresponse()
         data = response.read()
         if response.status != 200:
@@ -204,12 +227,14 @@ class Etcd:
         """
         try:
             connection = self.connect()
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, Away, msgspec.DecodeError) as error:
             self.urls.append(self.urls.pop(0))
             raise Away(str(error)) from error
         body = msgspec.json.encode({"create_request": {**_range(prefix), "start_revision": str(revision)}})
         # In HTTP/1.0 the answer has no chunks: a line is an answer.
-        head = f"POST /v3/watch HTTP/1.0\r\nHost: {connection.host}\r\nContent-Length: {len(body)}\r\n\r\n"
+        headers = {"Host": connection.host, "Content-Length": len(body), **self._token}
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        head = f"POST /v3/watch HTTP/1.0\r\n{''.join(lines)}\r\n"
         try:
             connection.sock.sendall(head.encode() + body)
         except OSError as error:

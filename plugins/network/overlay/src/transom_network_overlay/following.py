@@ -13,13 +13,15 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from transom.contract.network import Network
 from transom.errors import Conflict
 from transom.services.files import Lock
 from transom.services.netlink import Session
 from transom_network_overlay import forwarding
 from transom_network_overlay.etcd import Away, Event, Pair
-from transom_network_overlay.store import Peer, Store
+from transom_network_overlay.store import Known, Peer, Store
 
 if TYPE_CHECKING:
     from transom_network_overlay import Overlay
@@ -79,15 +81,16 @@ class Follower:
         """Read everything, then hear of changes; True when it is to end."""
         store.present_host()
         self._driver.settle_debts(store)
-        self._rejoin(store)
+        self._restore(store)
+        self._rejoin(store, self._driver.known(self._network.id).peers)
         found, revision = store.peers(self._network.id)
-        table = _Table(self._driver, self._network.id, store.host, found)
+        table = _Table(self._driver, self._network.id, store, found)
         table.write(revision)
         member = store.etcd.urls[0]
         with store.etcd.watch(store.key("ep", self._network.id, ""), revision + 1) as stream:
             ticked = 0.0
             while not stream.wait(stop, max(0.0, ticked + TICK - time.monotonic())):
-                table.hear(store, stream.read())
+                self._rejoin(store, table.hear(store, stream.read()))
                 if time.monotonic() - ticked >= TICK:
                     self._tick(store)
                     if store.etcd.urls[0] != member:
@@ -96,15 +99,35 @@ class Follower:
                     ticked = time.monotonic()
         return True
 
-    def _rejoin(self, store: Store) -> None:
+    def _restore(self, store: Store) -> None:
+        """Record the network anew when etcd has lost everything: what the kernel knows is what is true then.
+
+        Where an older state of etcd was restored, what of this host has left since is removed from it.
+        """
+        known, id = self._driver.known(self._network.id), self._network.id
+        if not self._driver.is_lost(store, known):
+            return
+        print(f"{self._network.name}: etcd has lost its records; recording it anew", file=sys.stderr, flush=True)
+        stored = self._driver.recorded(id)
+        if stored:
+            store.restore_network(id, stored)
+        ours = {peer.endpoint for peer in known.peers if peer.host == store.host}
+        for peer in store.peers(id)[0]:
+            if peer.host == store.host and peer.endpoint not in ours:
+                store.leave(id, peer.endpoint)
+                store.release(id, peer.endpoint)
+
+    def _rejoin(self, store: Store, known: Iterable[Peer]) -> None:
         """Record this host's endpoints anew that others have removed, as it was not heard of for too long."""
+        ours = [peer for peer in known if peer.host == store.host and peer.boot == store.member.boot]
+        if not ours:
+            return
         with Session() as session:
             here = {c.endpoint for c in self._driver.children(session) if c.network == self._network.id}
         recorded = {peer.endpoint: peer for peer in store.peers(self._network.id)[0]}
-        for peer in self._driver.known(self._network.id).peers:
+        for peer in (peer for peer in ours if peer.endpoint in here):
             current = recorded.get(peer.endpoint)
-            ours = peer.endpoint in here and peer.host == store.host and peer.boot == store.member.boot
-            if ours and (current is None or current.vtep != store.member.vtep):
+            if current is None or current.vtep != store.member.vtep:
                 try:
                     store.rejoin(self._network, peer)
                 except Conflict as error:  # it has been given to somebody else meanwhile
@@ -121,38 +144,59 @@ class Follower:
 
 
 class _Table:
-    """The endpoints of a network as they are heard of, and what is written of them to the kernel."""
+    """The endpoints of a network as they are heard of, and what is written of them to the kernel.
 
-    def __init__(self, driver: Overlay, network: str, host: str, peers: Iterable[Peer]) -> None:
-        self._driver, self._network, self._host = driver, network, host
+    What other hosts had when etcd lost everything stays until they have recorded it anew, at most for the grace; such a
+    peer has the revision 0, so whoever has its address by now goes before.
+    """
+
+    def __init__(self, driver: Overlay, network: str, store: Store, peers: Iterable[Peer]) -> None:
+        self._driver, self._network, self._host = driver, network, store.host
+        self._cluster = store.cluster
         self._peers = {peer.endpoint: peer for peer in peers}
+        known = driver.known(network)
+        lost = known.cluster not in {"", self._cluster}
+        self._kept = {
+            peer.endpoint: msgspec.structs.replace(peer, revision=0)
+            for peer in known.peers
+            if (lost or peer.revision == 0) and peer.host != self._host
+        }
+        self._until = time.monotonic() + driver.options.grace
         self._revision, self._compared = -1, time.monotonic()
         self._entries: forwarding.Entries | None = None
 
-    def hear(self, store: Store, events: Iterable[Event]) -> None:
-        """Take note of changes."""
-        revision = 0
+    def hear(self, store: Store, events: Iterable[Event]) -> list[Peer]:
+        """Take note of changes; return the endpoints of this host that were removed."""
+        revision, removed = 0, []
         for event in events:
             endpoint, revision = event.key.rpartition("/")[2], event.revision
+            self._kept.pop(endpoint, None)
             if event.value is None:
-                self._peers.pop(endpoint, None)
+                gone = self._peers.pop(endpoint, None)
+                removed += [gone] if gone and gone.host == self._host else []
             else:
                 self._peers[endpoint] = store.peer(Pair(key=event.key, value=event.value, revision=event.revision))
         if revision:
             self.write(revision)
+        return removed
 
     def compare_now_and_then(self) -> None:
         """Put right what somebody else has changed in the kernel's tables."""
+        if self._kept and time.monotonic() > self._until:
+            self._kept = {}
+            self.write(self._revision)
         if time.monotonic() - self._compared > COMPARE:
             self._entries = None
+            self._driver.encrypt()
             self.write(self._revision)
 
     def write(self, revision: int) -> None:
         """Write to the kernel; what is there is known where nobody else has written since."""
         if self._entries is None or self._driver.known(self._network).revision != self._revision:
             self._entries, self._compared = None, time.monotonic()
-        peers = tuple(self._peers.values())
-        if self._driver.apply(self._network, self._host, revision, peers, before=self._entries):
+        peers = tuple({**self._kept, **self._peers}.values())
+        new = Known(revision=revision, peers=peers, cluster=self._cluster)
+        if self._driver.apply(self._network, self._host, new, before=self._entries):
             self._entries = forwarding.wanted(peers, self._host)
         self._revision = revision
 
@@ -183,6 +227,7 @@ class Life:
         if not self._lease or not store.etcd.keep_alive(self._lease):
             self._lease = store.etcd.grant(int(self._driver.options.lease))
             store.be_heard(self._lease)
+        self._driver.look_after_secrets(store)
         known, heard = store.members()
         now = time.monotonic()
         for host in known:

@@ -9,8 +9,12 @@ Below the prefix:
     ipam/ID/ADDRESS   which endpoint has the address
     next/ID           the last address given: the next one is looked for behind it
     ep/ID/ENDPOINT    an endpoint: addresses, MAC, names, and the host's address for VXLAN
+    cluster           a random text: another one when etcd has lost its records
     boot/HOST         the host's latest boot
     host/HOST         the same, on a lease: there for as long as the host is heard of
+    secrets           what the keys of encrypted networks are derived from, on all hosts
+    rotated           on a lease: the secrets are followed by another when it is gone
+    takes/HOST        the newest secret under which the host takes packets, the oldest under which it sends
 
 Endpoints and addresses hang on no lease: when etcd or the way to it is away, what works must go on working. They carry
 the host and its boot. Those of a boot that is over are removed by the host when it is back, those of a host that is not
@@ -19,6 +23,7 @@ heard of for long by the others.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from ipaddress import ip_address, ip_interface
 from typing import Any, TypeVar
@@ -28,13 +33,16 @@ import msgspec
 from transom.contract.network import Endpoint, Network, Subnet
 from transom.errors import ConfigError, Conflict, NotFound
 from transom.services.interfaces import family, plain
-from transom.services.ipam import checked, host_routes, overlap, parse_subnet, usable
-from transom_network_overlay.etcd import Answer, Etcd, Pair, absent, delete, empty, present, put, read, unchanged
+from transom.services.ipam import checked, host_routes, local_subnet, overlap, parse_subnet, usable
+from transom_network_overlay.encryption import Secret, Secrets, fresh
+from transom_network_overlay.etcd import Answer, Etcd, Pair, absent, delete, empty, present, put, read, same, unchanged
 
 FIRST_VNI, LAST_VNI = 4096, 2**24 - 1
 """Docker's: the lower ones are left to others (RFC 7348, section 5: 24 bits)."""
 POOL, PART = "10.0.0.0/8", 24
 """Where networks that ask for no subnet get theirs from, and the prefix length of each."""
+_ANY = ("0.0.0.0/0", "::/0")
+"""What asks for a subnet of IPv4 or IPv6, whichever is free."""
 _ATTEMPTS = 200
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -73,11 +81,31 @@ class Peer(msgspec.Struct, frozen=True):
     revision: int = 0
 
 
+class Known(msgspec.Struct, frozen=True):
+    """What this host knew last of a network's endpoints, as of a revision of a cluster of etcd.
+
+    A peer with the revision 0 is known from before etcd lost its records, and has not been recorded anew yet.
+    """
+
+    revision: int = -1
+    peers: tuple[Peer, ...] = ()
+    cluster: str = ""
+
+
 class Owner(msgspec.Struct, frozen=True):
     """Whose an endpoint or an address is."""
 
     host: str
     boot: str
+
+
+class Takes(msgspec.Struct, frozen=True):
+    """The newest secret under which a host takes packets, and the oldest under which it sends."""
+
+    host: str
+    boot: str
+    secret: int
+    sends: int
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -88,8 +116,9 @@ class Member(msgspec.Struct, frozen=True):
 
 
 _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Stored, Claim, Peer, Owner, Member)
+    kind: msgspec.json.Decoder(kind) for kind in (Stored, Claim, Peer, Owner, Takes, Member)
 }
+_SECRETS = msgspec.json.Decoder(tuple[Secret, ...])
 
 
 class Store:
@@ -98,10 +127,14 @@ class Store:
     Args:
         prefix: of all keys, without a slash at its end.
         host: this host's name, and what is known of it.
+
+    Attributes:
+        cluster, revision: whose records they are, and the revision, when `present_host` asked last.
     """
 
     def __init__(self, etcd: Etcd, *, prefix: str, host: str, member: Member) -> None:
         self.etcd, self.prefix, self.host, self.member = etcd, prefix, host, member
+        self.cluster, self.revision, self._marked = "", 0, 0
 
     def key(self, *parts: str) -> str:
         """Make a key; one that ends with an empty part is the beginning of many."""
@@ -156,6 +189,19 @@ class Store:
             if self.etcd.transact(when=conditions, then=changes).held:
                 return settled
         raise Conflict(f"network {network.name}: too many networks are being made at once; try again")
+
+    def restore_network(self, id: str, stored: Stored) -> None:
+        """Record a network anew that etcd has lost; success where it is there.
+
+        Raises:
+            Conflict: its name or VNI has been given to another one.
+        """
+        keys = [self.key("net", id), self.key("name", stored.name), self.key("vni", str(stored.vni))]
+        values = [msgspec.json.encode(stored), id.encode(), id.encode()]
+        changes = [put(key, value) for key, value in zip(keys, values, strict=True)]
+        answer = self.etcd.transact(when=map(absent, keys), then=changes, otherwise=[read(keys[0])])
+        if not answer.held and not answer.found[0]:
+            raise Conflict(f"network {stored.name} was made anew by somebody else; remove it there, or here")
 
     def remove_network(self, id: str) -> None:
         """Remove a network from all hosts. Absent is success.
@@ -285,18 +331,26 @@ class Store:
             Conflict: another host goes by the same name.
         """
         boot, alive = self.key("boot", self.host), self.key("host", self.host)
-        answer = self.etcd.read(boot, alive)
+        while not (answer := self.etcd.read(boot, alive, self.key("cluster"))).found[2]:
+            self.renew_cluster()
+        mark = answer.found[2][0]
+        self.cluster, self.revision, self._marked = mark.value.decode(), answer.revision, mark.revision
         known = _decode(Member, answer.found[0][0]) if answer.found[0] else None
         heard = _decode(Member, answer.found[1][0]) if answer.found[1] else None
         if known and known.boot == self.member.boot and known.vtep == self.member.vtep:
             return
-        if heard and heard.vtep != self.member.vtep:
+        if heard and heard.vtep != self.member.vtep and heard.boot != self.member.boot:
             raise Conflict(
                 f"another host at {heard.vtep} goes by the name {self.host}; give one of them another name by the "
                 "option host"
             )
         self._remove_of(self.host, but_boot=self.member.boot)
         self.etcd.transact(then=[put(boot, msgspec.json.encode(self.member))])
+
+    def renew_cluster(self) -> None:
+        """Say that the records are not those that they were, unless somebody else has."""
+        key = self.key("cluster")
+        self.etcd.transact(when=[unchanged(key, self._marked)], then=[put(key, os.urandom(16).hex().encode())])
 
     def members(self) -> tuple[dict[str, Member], set[str]]:
         """Return the hosts by name, and the names of those that are heard of."""
@@ -312,10 +366,49 @@ class Store:
         """Remove the endpoints and addresses of a host for as long as it is not heard of; return how many."""
         return self._remove_of(host, guard=[absent(self.key("host", host))])
 
+    # Secrets of encrypted networks
+
+    def secrets(self) -> tuple[Secrets, bool]:
+        """Return the secrets, and whether it is time for another."""
+        answer = self.etcd.read(self.key("secrets"), self.key("takes", ""), self.key("rotated"))
+        takes = [_decode(Takes, pair) for pair in answer.found[1]]
+        known = Secrets(
+            secrets=_SECRETS.decode(answer.found[0][0].value) if answer.found[0] else (),
+            takes={record.host: record.secret for record in takes},
+            sends={record.host: record.sends for record in takes},
+            cluster=self.cluster,
+            revision=answer.revision,
+        )
+        return known, not answer.found[2]
+
+    def first_secrets(self, known: Secrets, interval: int) -> Secrets:
+        """Make the first secret unless there is one; those that are known from before etcd lost them count."""
+        while not (current := self.secrets()[0]).secrets:
+            self._new_secrets((), known.secrets or (fresh(1),), interval)
+        return current
+
+    def rotate(self, known: Secrets, interval: int) -> None:
+        """Let a new secret follow, and forget all but the newest of the others; unless somebody else has."""
+        newest = known.secrets[0]
+        self._new_secrets(known.secrets, (fresh(newest.id + 1), newest), interval)
+
+    def _new_secrets(self, before: tuple[Secret, ...], after: tuple[Secret, ...], interval: int) -> None:
+        key, lease = self.key("secrets"), self.etcd.grant(interval)
+        when = [same(key, msgspec.json.encode(before)) if before else absent(key), absent(self.key("rotated"))]
+        then = [put(key, msgspec.json.encode(after)), put(self.key("rotated"), b"", lease)]
+        if not self.etcd.transact(when=when if before else when[:1], then=then).held:
+            self.etcd.revoke(lease)
+
+    def take(self, secret: int, *, sends: int) -> None:
+        """Say that this host takes packets under this secret and older ones, 0: under none; and how old it sends."""
+        key = self.key("takes", self.host)
+        record = Takes(host=self.host, boot=self.member.boot, secret=secret, sends=sends)
+        self.etcd.transact(then=[put(key, msgspec.json.encode(record)) if secret else delete(key)])
+
     def _remove_of(self, host: str, *, but_boot: str = "", guard: Iterable[dict[str, object]] = ()) -> int:
-        answer = self.etcd.read(self.key("ep", ""), self.key("ipam", ""))
+        answer = self.etcd.read(self.key("ep", ""), self.key("ipam", ""), self.key("takes", ""))
         stale = []
-        for pair in (*answer.found[0], *answer.found[1]):
+        for pair in (pair for found in answer.found for pair in found):
             record = _decode(Owner, pair)
             if record.host == host and record.boot != but_boot:
                 stale.append(pair)
@@ -360,20 +453,24 @@ def _free_vni(wanted: Stored, others: Iterable[Stored]) -> int:
 
 def _settle(network: Network, asked: tuple[Subnet, ...], others: Iterable[Stored]) -> tuple[Subnet, ...]:
     used = [(other.name, parse_subnet(subnet.pool)) for other in others for subnet in other.subnets]
-    found = [msgspec.structs.replace(checked(s), gateway=s.gateway and plain(s.gateway)) for s in asked]
+    found = [
+        msgspec.structs.replace(checked(s), gateway=s.gateway and plain(s.gateway)) for s in asked if s.pool not in _ANY
+    ]
     for subnet in found:
         block = parse_subnet(subnet.pool)
         for name, other in used:
             if overlap(block, other):
                 raise Conflict(f"subnet {block} overlaps {other} of network {name}; choose another one")
         used.append((f"{network.name} itself", block))
-    if not found:
+    if not asked or _ANY[0] in {subnet.pool for subnet in asked}:
         taken = [block for _, block in used] + host_routes()
         parts = parse_subnet(POOL).subnets(new_prefix=PART)
         part = next((part for part in parts if not any(overlap(part, other) for other in taken)), None)
         if part is None:
             raise Conflict(f"no subnet of {POOL} is free of networks and host routes; name one with --subnet")
-        found = [Subnet(pool=str(part))]
+        found.insert(0, Subnet(pool=str(part)))
+    if _ANY[1] in {subnet.pool for subnet in asked}:
+        found.append(Subnet(pool=local_subnet()))
     return tuple(found)
 
 
