@@ -13,6 +13,7 @@ import time
 import pytest
 
 from transom.errors import NotSupported
+from transom.services.netlink import Session
 from transom.services.netns import inside
 from transom_network_overlay import OverlayOptions, encryption
 from transom_network_overlay.etcd import delete
@@ -38,10 +39,14 @@ def policies(host):
     return told.stdout
 
 
-def udp(netns):
+def at(netns, port):
     sock = inside(netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
-    inside(netns, sock.bind, ("", 9999))
+    inside(netns, sock.bind, ("", port))
     return sock
+
+
+def udp(netns):
+    return at(netns, 9999)
 
 
 class Wire:
@@ -272,6 +277,56 @@ def test_what_a_crash_left_is_removed_and_what_others_have_stays(world):
         assert inside(host.netns, driver.recover) == []
     finally:
         inside(host.netns, subprocess.run, ["ip", "xfrm", "state", "flush"], check=True)
+
+
+def test_without_an_association_nothing_gets_out_or_in(world, tmp_path):
+    """The policies alone, which kernels know that have no ESP: other ports, and hosts without them, are free."""
+    try:
+        Session(encryption.XFRM).__exit__()
+    except OSError as error:
+        pytest.skip(f"the kernel lacks IPsec (CONFIG_XFRM_USER): {error.strerror}")
+    one, two = world.hosts[:2]
+    ours = encryption.Encryption(tmp_path, PORT)
+    inside(one.netns, ours.program, one.address, encryption.Plan())
+    try:
+        for port, free in ((PORT, False), (PORT + 1, True)):
+            with at(one.netns, port) as here, at(two.netns, port) as there:
+                here.settimeout(30 if free else 1)
+                there.sendto(MARK, (one.address, port))
+                if free:
+                    assert here.recv(1000) == MARK
+                    assert here.sendto(MARK, (two.address, port)) == len(MARK)
+                else:
+                    with pytest.raises(TimeoutError):
+                        here.recv(1000)
+                    with pytest.raises(PermissionError):
+                        here.sendto(MARK, (two.address, port))
+        assert inside(one.netns, ours.differences, encryption.Plan()) == []
+        assert inside(two.netns, ours.differences, encryption.Plan()) == ["plain packets are not refused"]
+    finally:
+        assert inside(one.netns, ours.clear)
+    assert not inside(one.netns, ours.clear)
+    assert policies(one) == ""
+
+
+def test_of_hosts_that_have_a_secret_follow_at_once_one_does(world):
+    """And only when it is time: the older one stays, the oldest goes."""
+    stores = [inside(host.netns, host.driver().driver.store) for host in world.hosts]
+    first, *_ = stores
+    inside(world.hosts[0].netns, first.first_secrets, encryption.Secrets(), 60)
+    for _ in range(2):
+        inside(world.hosts[0].netns, first.etcd.transact, then=[delete(first.key("rotated"))])
+        known, due = inside(world.hosts[0].netns, first.secrets)
+        assert due
+        for store, host in zip(stores, world.hosts, strict=True):
+            inside(host.netns, store.rotate, known, 60)
+        after, due = inside(world.hosts[2].netns, stores[2].secrets)
+        assert not due
+        newest = known.secrets[0]
+        assert [secret.id for secret in after.secrets] == [newest.id + 1, newest.id]
+        assert after.secrets[1] == newest
+    for store in stores:
+        store.etcd.close()
 
 
 def site(host, address, boot="x"):

@@ -8,6 +8,7 @@ import subprocess
 import time
 from functools import partial
 
+import msgspec
 import pytest
 
 from transom.contract.network import Endpoint, Network, Subnet
@@ -397,6 +398,29 @@ def test_an_outage_of_etcd_makes_nobody_dead(world):
     go_on()
     assert not recorded()
     life.end()
+    store.etcd.close()
+
+
+def test_an_etcd_that_was_set_back_is_told_from_one_that_is_ahead_of_what_is_known(world):
+    """What runs counts: what has left since the snapshot is removed from it, and what came since is recorded again."""
+    network = world.network()
+    one, two = world.join(0, network), world.join(1, network)
+    world.eventually(lambda: one.reaches(two))
+    host = world.hosts[0]
+    driver, store = host.driver().driver, inside(host.netns, host.driver().driver.store)
+    inside(host.netns, store.present_host)
+    known = driver.known(network.id)
+    store.revision = known.revision - 1  # as of before the watch heard of it
+    before = store.cluster
+    assert not inside(host.netns, driver.is_lost, store, known)
+    assert store.cluster == before
+    ahead = msgspec.structs.replace(known, revision=known.revision + 1000)
+    assert inside(host.netns, driver.is_lost, store, ahead)
+    assert store.cluster != before
+    gone = msgspec.structs.replace(known.peers[0], endpoint="f" * 64, addresses=(), host="h1")
+    inside(host.netns, store.join, network, gone)
+    world.eventually(lambda: not [key for key in world.cluster.records() if key.endswith("f" * 64)])
+    world.eventually(lambda: one.reaches(two) and two.reaches(one))
     store.etcd.close()
 
 

@@ -285,8 +285,10 @@ class Overlay(ParentDriver):
     def is_lost(store: Store, known: Known) -> bool:
         """Say whether etcd has lost what was known; one whose revision went back was restored from a snapshot."""
         if known.cluster == store.cluster and known.revision > store.revision:
-            store.renew_cluster()
-            store.present_host()
+            store.present_host()  # a watch may have heard of more meanwhile
+            if known.cluster == store.cluster and known.revision > store.revision:
+                store.renew_cluster()
+                store.present_host()
         return known.cluster not in {"", store.cluster}
 
     def owe(self, what: str, network: str, endpoint: str) -> None:

@@ -111,19 +111,23 @@ class Follower:
         stored = self._driver.recorded(id)
         if stored:
             store.restore_network(id, stored)
-        ours = {peer.endpoint for peer in known.peers if peer.host == store.host}
+        here = self._here()
         for peer in store.peers(id)[0]:
-            if peer.host == store.host and peer.endpoint not in ours:
+            if peer.host == store.host and peer.endpoint not in here:
                 store.leave(id, peer.endpoint)
                 store.release(id, peer.endpoint)
+
+    def _here(self) -> set[str]:
+        """Return the network's endpoints that are on this host."""
+        with Session() as session:
+            return {c.endpoint for c in self._driver.children(session) if c.network == self._network.id}
 
     def _rejoin(self, store: Store, known: Iterable[Peer]) -> None:
         """Record this host's endpoints anew that others have removed, as it was not heard of for too long."""
         ours = [peer for peer in known if peer.host == store.host and peer.boot == store.member.boot]
         if not ours:
             return
-        with Session() as session:
-            here = {c.endpoint for c in self._driver.children(session) if c.network == self._network.id}
+        here = self._here()
         recorded = {peer.endpoint: peer for peer in store.peers(self._network.id)[0]}
         for peer in (peer for peer in ours if peer.endpoint in here):
             current = recorded.get(peer.endpoint)
@@ -134,13 +138,15 @@ class Follower:
                     print(f"endpoint {peer.endpoint[:12]} stays alone: {error}", file=sys.stderr, flush=True)
 
     def _tick(self, store: Store) -> None:
-        """Say that the host is alive, or at least find out whether the member that is watched at is."""
+        """Say that the host is alive; find out whether the member that is watched at is, and has what it had."""
         if self._life is None:
             self._life = Life.begin(self._driver)
+        before = store.cluster
+        store.present_host()
+        if store.cluster != before:
+            raise Away("etcd has lost its records")
         if self._life:
             self._life.go_on(store)
-        else:
-            store.etcd.read(store.key("host", store.host))
 
 
 class _Table:
