@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -205,7 +206,7 @@ def test_a_host_whose_processes_are_killed_is_cleared_up_by_its_next_command(hos
     north.wait_until(lambda: reaches(north, "web", "shop") == "shop")
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            words = open(f"/proc/{pid}/environ", "rb").read().split(b"\0")
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except OSError:
             continue
         if f"TRANSOM_DATA_ROOT={east.data}".encode() in words:

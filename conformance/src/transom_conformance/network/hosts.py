@@ -113,9 +113,7 @@ class Hosts(NetworkCases):
         second.driver.release(network=network, endpoint=given)
 
     @requires(Has.MULTI_HOST, Has.L2)
-    def test_a_network_is_listed_on_both_hosts_and_not_removed_under_the_other(
-        self, site: Site, second: Second
-    ) -> None:
+    def test_a_network_is_listed_on_both_hosts_and_not_removed_in_use(self, site: Site, second: Second) -> None:
         """L3: the host that is in the way is named; both hosts say who is on the network."""
         network = site.network()
         assert network.id in {known.id for known in second.driver.networks()}

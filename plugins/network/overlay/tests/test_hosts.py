@@ -388,17 +388,23 @@ def test_an_outage_of_etcd_makes_nobody_dead(world):
     recorded = lambda: [key for key in world.cluster.records() if key.endswith(dead.endpoint.id)]  # noqa: E731
     driver.run.mkdir(parents=True, exist_ok=True)
     life, store = following.Life.begin(driver), inside(host.netns, driver.store)
-    go_on = lambda: inside(host.netns, life.go_on, store)  # noqa: E731
-    go_on()
-    time.sleep(1.1)
-    life.lost()
-    go_on()
-    assert recorded()
-    time.sleep(1.1)
-    go_on()
-    assert not recorded()
-    life.end()
-    store.etcd.close()
+
+    def go_on():
+        inside(host.netns, life.go_on, store)
+
+    try:
+        world.eventually(lambda: "h3" not in inside(host.netns, store.members)[1])
+        go_on()
+        time.sleep(1.1)
+        life.lost()
+        go_on()
+        assert recorded()
+        time.sleep(1.1)
+        go_on()
+        assert not recorded()
+    finally:
+        life.end()
+        store.etcd.close()
 
 
 def test_an_etcd_that_was_set_back_is_told_from_one_that_is_ahead_of_what_is_known(world):
