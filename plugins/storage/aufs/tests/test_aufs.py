@@ -14,7 +14,7 @@ from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError, NotSupported
 from transom.services.mounts import mount_all, privately, unmount
 from transom.services.trees import copy_tree
-from transom_storage_aufs import BASE, MOST, ORPHANS, PLINKS, SHM, Aufs, plan
+from transom_storage_aufs import BASE, MOST, ORPHANS, PLINKS, ROOT, SHM, Aufs, plan
 from transom_storage_aufs.plinks import clear, flush
 from transom_storage_aufs.probe import LINK, PREFIX
 
@@ -293,10 +293,12 @@ def test_what_a_killed_probe_left_is_removed(driver):
     driver.root.mkdir()
     (driver.root / f"{PREFIX}99999999" / "upper").mkdir(parents=True)
     os.symlink("/nowhere", f"{SHM}/{LINK}99999999")
+    os.symlink(driver.root / "gone", f"{SHM}/{ROOT}{os.getpid():016x}")
     assert driver.recover() == [
         f"storage aufs: removed {name}99999999, left by a killed probe" for name in (PREFIX, LINK)
     ]
     assert driver.recover() == []
+    assert not os.path.lexists(f"{SHM}/{ROOT}{os.getpid():016x}")
 
 
 def test_what_fails_is_told_in_words(driver):

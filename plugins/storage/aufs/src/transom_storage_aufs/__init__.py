@@ -15,6 +15,8 @@ from transom.contract.storage import Change, IdMap, Mount, State, Storage, Stora
 from transom.errors import DriverError
 
 SHM = "/dev/shm"  # every process's own random names in it
+ROOT = "transom-aufs-"
+"""How a link there to a root begins whose path aufs cannot read."""
 BASE, PLINKS, ORPHANS = ".wh..wh.aufs", ".wh..wh.plnk", ".wh..wh.orph"
 """What aufs keeps at the top of a writable branch: the file that whiteouts are links to, pseudo-links, and directories
 that were removed while in use (whout.c, `au_wh_init`)."""
@@ -181,7 +183,7 @@ class Aufs(Storage):
             return root
         from hashlib import sha256
 
-        link = f"{SHM}/transom-aufs-{sha256(os.fsencode(root)).hexdigest()[:16]}"
+        link = f"{SHM}/{ROOT}{sha256(os.fsencode(root)).hexdigest()[:16]}"
         try:
             os.symlink(root, link)
         except FileExistsError:

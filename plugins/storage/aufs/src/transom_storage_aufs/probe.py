@@ -11,11 +11,11 @@ from typing import TypeVar
 from transom.contract import Probe
 from transom.services.mounts import mount_all, privately, unmount
 from transom.services.trees import remove_tree
-from transom_storage_aufs import OPTIONAL, SHM, plan
+from transom_storage_aufs import OPTIONAL, ROOT, SHM, plan
 
 T = TypeVar("T")
 
-PREFIX, LINK = ".aufs-probe-", "transom-aufs-probe-"
+PREFIX, LINK = ".aufs-probe-", f"{ROOT}probe-"
 _ACL = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff10000600ffffffff20000400ffffffff")
 """u::rw,u:1000:r,g::r,m::rw,o::r (linux/posix_acl_xattr.h): more than a mode can say."""
 
@@ -65,13 +65,16 @@ def _keeps(directory: str, name: str, value: bytes) -> bool:
 
 
 def sweep(place: str) -> list[str]:
-    """Remove what killed probes left; say which."""
+    """Remove what killed probes left, and links to roots that are gone; say which."""
     left: list[str] = []
     for directory, prefix in ((place, PREFIX), (SHM, LINK)):
         for name in os.listdir(directory) if os.path.isdir(directory) else ():
             if name.startswith(prefix) and not os.path.exists(f"/proc/{name.removeprefix(prefix)}"):
                 remove_tree(os.path.join(directory, name))
                 left.append(name)
+    for name in os.listdir(SHM) if os.path.isdir(SHM) else ():
+        if name.startswith(ROOT) and not name.startswith(LINK) and not os.path.exists(f"{SHM}/{name}"):
+            os.unlink(f"{SHM}/{name}")
     return left
 
 
