@@ -9,10 +9,11 @@ from seeded.found import found_by
 from transom.contract.limits import Resources, Throttle
 from transom.services.cgroups import read
 from transom_limits_cgroup1 import Cgroup1
+from transom_limits_cgroup2 import Cgroup2
 
 replace = msgspec.structs.replace
 
-CORRECT = (Cgroup1,)
+CORRECT = (Cgroup1, Cgroup2)
 
 
 class Forgetful(Cgroup1):
@@ -165,3 +166,41 @@ class UpdatesOneAtATime(Cgroup1):
 class IgnoresHugePages(Forgetful):
     def heard(self, resources):
         return replace(resources, hugepages=())
+
+
+@found_by("test_swappiness_decides_whether_memory_is_swapped_while_there_is_cache_to_drop")
+class SwapsAsTheHostDoes(Forgetful):
+    def heard(self, resources):
+        return replace(resources, memory_swappiness=None)
+
+
+@found_by("test_io_is_split_by_weight_when_groups_compete")
+class IgnoresWeights(Forgetful):
+    def heard(self, resources):
+        return replace(resources, blkio_weight=None)
+
+
+@found_by("test_realtime_processes_get_no_more_than_their_runtime")
+class DoublesRealtime(Forgetful):
+    def heard(self, resources):
+        runtime = resources.cpu_rt_runtime
+        return resources if runtime is None else replace(resources, cpu_rt_runtime=2 * runtime)
+
+
+class ForgetfulUnified(Cgroup2):
+    """Forgets some of what it is asked for."""
+
+    def create(self, id, resources):
+        return super().create(id, self.heard(resources))
+
+
+@found_by("test_who_is_below_its_reservation_is_spared_when_memory_is_short")
+class ReservesNothing(ForgetfulUnified):
+    def heard(self, resources):
+        return replace(resources, memory_reservation=None)
+
+
+@found_by("test_buffered_writes_keep_to_their_rate_when_they_reach_the_device")
+class WritesBackAtOnce(ForgetfulUnified):
+    def heard(self, resources):
+        return replace(resources, device_write_bps=())

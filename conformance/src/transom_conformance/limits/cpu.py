@@ -10,7 +10,7 @@ import pytest
 from transom.contract.limits import Resources
 from transom.errors import DriverError
 from transom_conformance.limits.cases import LimitsCases
-from transom_conformance.limits.site import SPIN, Groups, Has, first_cpu, left, line, requires, tell
+from transom_conformance.limits.site import REALTIME, SPIN, Groups, Has, first_cpu, left, line, requires, tell
 
 
 class Cpu(LimitsCases):
@@ -93,3 +93,9 @@ print(sorted(ran))
         code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)); print('fifo')"
         program = groups.make(Resources(cpu_rt_period=1_000_000, cpu_rt_runtime=50_000)).run(code)
         assert line(program) == "fifo"
+
+    @requires(Has.CPU_REALTIME)
+    def test_realtime_processes_get_no_more_than_their_runtime(self, groups: Groups) -> None:
+        """50 ms each second, at most four times within 3 s."""
+        group = groups.make(Resources(cpu_rt_period=1_000_000, cpu_rt_runtime=50_000))
+        assert 0 < float(line(group.run(REALTIME, 3))) <= 0.08

@@ -24,6 +24,7 @@ from transom_conformance.limits.site import (
     MB,
     OPENS,
     PATIENCE,
+    WRITES,
     Groups,
     Has,
     line,
@@ -32,6 +33,7 @@ from transom_conformance.limits.site import (
     requires,
     say,
     tell,
+    weighing_device,
 )
 
 
@@ -126,6 +128,22 @@ class Io(LimitsCases):
                 return
         pytest.fail(f"4 MB were written back at {', '.join(f'{rate:.2f}' for rate in rates)} MB/s")
 
+    def test_io_is_split_by_weight_when_groups_compete(self, groups: Groups) -> None:
+        """1000 against 10; a device as fast as a file has few requests waiting, so any clear lead counts."""
+        device = weighing_device(groups.world)
+        driver = groups.world.open()  # whether weights act depends on the devices that there are
+        if Has.IO_WEIGHT not in driver.capabilities:
+            pytest.skip("not claimed: the driver does not declare io-weight with bfq in use")
+        pair = [groups.make(Resources(blkio_weight=weight), driver) for weight in (1000, 10)]
+        ratios: list[float] = []
+        while -12 < _lead(ratios) < 3:  # on a busy host a moment shows now and then who got a CPU
+            programs = [[g.start(WRITES, device, n * 32 * MB, 0.6) for _ in range(3)] for n, g in enumerate(pair)]
+            for program in (*programs[0], *programs[1]):
+                tell(program)
+            more, less = (sum(int(line(program)) for program in side) for side in programs)
+            ratios.append(more / max(less, 1))
+        assert _lead(ratios) == 3, f"weights 1000 against 10 gave {', '.join(f'{r:.2f} to 1' for r in ratios)}"
+
     @requires(Has.HUGETLB)
     def test_huge_pages_end_at_their_limit(self, groups: Groups) -> None:
         with huge_pages(2):
@@ -153,6 +171,11 @@ def huge_pages(number: int) -> Iterator[None]:
             yield
         finally:
             pool.write_text(str(before))
+
+
+def _lead(ratios: list[float]) -> int:
+    """Return how many more of the ratios are clear than are not."""
+    return sum(1 if ratio >= 2 else -1 for ratio in ratios)
 
 
 def _key(rule: DeviceRule) -> tuple[str, int | None, int | None]:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import select
+import subprocess
 import time
+from pathlib import Path
+from typing import Any
 
-from transom.contract.limits import LimitEvent
+import pytest
+
+from transom.contract.limits import LimitEvent, Resources
+from transom.errors import ConfigError
 from transom_conformance.limits.cases import LimitsCases
 from transom_conformance.limits.site import (
     FORKS,
     HOLD,
     MB,
     PATIENCE,
+    READS,
     SLEEP,
+    Group,
     Groups,
     Has,
     events,
     line,
+    loop_device,
     memory,
     nest,
     requires,
+    say,
+    swap_space,
 )
 
 
@@ -87,6 +99,38 @@ class Memory(LimitsCases):
         groups.driver.kill(id=group.id)
         assert program.wait(PATIENCE) == -9
 
+    @requires(Has.MEMORY, Has.SWAP, Has.SWAPPINESS)
+    def test_swappiness_decides_whether_memory_is_swapped_while_there_is_cache_to_drop(self, groups: Groups) -> None:
+        swap_space(groups.world)
+        data = loop_device(groups.world, "data", megabytes=48)
+        swapped = {}
+        for swappiness in (0, 100):
+            subprocess.run(["blockdev", "--flushbufs", data], check=True)  # cache counts for who reads it first
+            resources = Resources(memory=40 * MB, memory_swap=104 * MB, memory_swappiness=swappiness)
+            program = groups.make(resources).start(READS, data, 20 * MB)
+            swapped[swappiness] = max(int(say(program, "")) for _ in range(4))
+        assert swapped[0] == 0
+        assert swapped[100] > 0
+
+    @requires(Has.RESERVATION)
+    def test_who_is_below_its_reservation_is_spared_when_memory_is_short(self, groups: Groups) -> None:
+        """What is around the groups' parent is made short of memory; whose cache is dropped then is measured."""
+        driver = with_own_parent(groups)
+        spared, other = (groups.make(r, driver) for r in (Resources(memory_reservation=64 * MB), Resources()))
+        for inner in parents_of(spared):
+            groups.world.defer(inner.parent.rmdir)
+            groups.world.defer(inner.rmdir)
+        around = parent_with(spared, "memory.max").parent
+        for number, group in enumerate((spared, other)):
+            say(group.start(READS, loop_device(groups.world, f"data{number}"), 0), "")
+        before = [driver.stats(id=group.id).memory for group in (spared, other)]
+        assert min(before) >= 32 * MB
+        (around / "memory.max").write_text(str(sum(before) + 32 * MB))
+        groups.make(Resources(), driver).start(HOLD, 56 * MB)
+        lost = [b - driver.stats(id=g.id).memory for b, g in zip(before, (spared, other), strict=True)]
+        assert lost[0] <= 4 * MB
+        assert lost[1] >= 16 * MB
+
     @requires(Has.MEMORY, Has.PIDS)
     def test_a_nested_group_does_not_escape_the_limits_of_the_one_around_it(self, groups: Groups) -> None:
         group = groups.make(memory(64, pids=10))
@@ -94,3 +138,24 @@ class Memory(LimitsCases):
         assert group.run(HOLD, 200 * MB, join=nested).wait(PATIENCE) == -9
         assert line(group.run(FORKS, join=nested)) == "9"
         assert groups.driver.stats(id=group.id).oom_kills == 1
+
+
+def with_own_parent(groups: Groups) -> Any:
+    """Open the driver with a parent that no other case has."""
+    try:
+        return groups.world.open(parent=f"around-{os.getpid()}/inner")
+    except ConfigError:
+        pytest.skip("the driver has no option parent: its groups cannot be made short of memory alone")
+
+
+def parents_of(group: Group) -> list[Path]:
+    """Return the group around one in each hierarchy."""
+    return [Path(join).parent.parent for join in group.join]
+
+
+def parent_with(group: Group, file: str) -> Path:
+    """Return the group around one in the hierarchy that has such a control file."""
+    found = [parent for parent in parents_of(group) if (parent / file).exists()]
+    if not found:
+        pytest.skip("a soft limit of cgroup v1 acts when the whole host is short of memory, which no case brings about")
+    return found[0]

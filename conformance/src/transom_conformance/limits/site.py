@@ -115,6 +115,37 @@ for _ in range(int(sys.argv[2]) // 65536):
     os.write(fd, page)
 print(time.monotonic() - start, flush=True)
 """
+READS = """
+import os, sys
+data = os.urandom(int(sys.argv[2]))
+print("up", flush=True)
+for line in sys.stdin:
+    fd = os.open(sys.argv[1], os.O_RDONLY)
+    while os.read(fd, 1 << 20):
+        pass
+    os.close(fd)
+    print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmSwap")][0], flush=True)
+"""
+WRITES = """
+import mmap, os, sys, time
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT)
+page = mmap.mmap(-1, 1 << 18)
+print("up", flush=True)
+sys.stdin.readline()
+start, number = time.monotonic(), 0
+while time.monotonic() - start < float(sys.argv[3]):
+    os.pwrite(fd, page, int(sys.argv[2]) + (number << 18) % (16 << 20))
+    number += 1
+print(number, flush=True)
+"""
+REALTIME = """
+import os, sys, time
+os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+start, used = time.monotonic(), time.process_time()
+while time.monotonic() - start < float(sys.argv[1]):
+    pass
+print((time.process_time() - used) / (time.monotonic() - start), flush=True)
+"""
 
 
 NESTED = "nested"
@@ -179,9 +210,9 @@ class Groups:
         self.ids += 1
         return f"{self.prefix}{self.ids}"
 
-    def make(self, resources: Resources | None = None) -> Group:
-        """Make a group."""
-        group = Group(self.driver, self.id(), resources or Resources())
+    def make(self, resources: Resources | None = None, driver: Any = None) -> Group:
+        """Make a group, by the case's driver unless another is given."""
+        group = Group(driver or self.driver, self.id(), resources or Resources())
         self.made.append(group)
         return group
 
@@ -313,16 +344,41 @@ def events(watch: Any, *, seconds: float = 5.0) -> tuple[LimitEvent, ...]:
     return ()
 
 
-def loop_device(world: World) -> str:
+def loop_device(world: World, name: str = "disk", *, megabytes: int = 32) -> str:
     """Attach a file in the world's directory as a block device."""
-    image = world.path / "disk"
+    image = world.path / name
     with image.open("wb") as file:
-        file.truncate(32 * MB)
+        file.truncate(megabytes * MB)
     made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
     if made.returncode:
         pytest.skip(f"no loop device to be had: {made.stderr.strip()}")
     device = made.stdout.strip()
     world.defer(subprocess.run, ["losetup", "--detach", device], check=True)
+    return device
+
+
+def swap_space(world: World) -> None:
+    """Have 64 MB of swap on the host while the case lasts."""
+    device = loop_device(world, "swap", megabytes=64)
+    subprocess.run(["mkswap", device], check=True, capture_output=True)
+    made = subprocess.run(["swapon", device], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no swap to be had: {made.stderr.strip()}")
+    world.defer(subprocess.run, ["swapoff", device], check=True)
+
+
+def weighing_device(world: World) -> str:
+    """Attach a block device that heeds weights strictly: by the I/O scheduler bfq, which sees a slow disk."""
+    device = loop_device(world, megabytes=64)
+    queue = Path("/sys/block", os.path.basename(device), "queue")
+    subprocess.run(["modprobe", "-q", "bfq"], check=False)
+    try:
+        (queue / "scheduler").write_text("bfq")
+    except OSError:
+        pytest.skip("this kernel has no I/O scheduler bfq")
+    (queue / "rotational").write_text("1")
+    (queue / "iosched/low_latency").write_text("0")
+    (queue / "iosched/strict_guarantees").write_text("1")
     return device
 
 

@@ -111,10 +111,8 @@ class Unified:
 
     def __init__(self, point: str, *, without: frozenset[Has] = frozenset()) -> None:
         self.point, self._without = point, without
-        self.controllers: tuple[str, ...] = ()
-        if point:
-            present = read(point, "cgroup.controllers").split()
-            self.controllers = tuple(name for name in CONTROLLERS if name in present)
+        present = read(point, "cgroup.controllers").split() if point else []
+        self.controllers = tuple(name for name in CONTROLLERS if name in present)
         self.capabilities = frozenset(self._offered()) - without
 
     @classmethod
@@ -144,10 +142,11 @@ class Unified:
 
     def _weighs(self) -> bool:
         """Say whether some device heeds weights: by bfq, or by io.cost where an administrator enabled it."""
-        try:
-            return "enable=1" in read(self.point, "io.cost.qos") or bfq_in_use()
-        except OSError:
-            return bfq_in_use()
+        if os.path.exists(f"{self.point}/io.cost.qos") and "enable=1" in read(self.point, "io.cost.qos"):
+            return True
+        # A kernel may have bfq and not its groups (CONFIG_BFQ_GROUP_IOSCHED); the file is in no root.
+        limited = [entry.path for entry in os.scandir(self.point) if os.path.exists(f"{entry.path}/io.max")]
+        return bfq_in_use() and all(os.path.exists(f"{path}/io.bfq.weight") for path in limited[:1])
 
     def unsupported(self, resources: Resources) -> dict[str, str]:
         """Say which of the fields that were asked for will not act, and why."""
@@ -265,11 +264,7 @@ class UnifiedLimits(CgroupLimits):
         return needed <= set(read(point, "cgroup.subtree_control").split()) or not read(point, "cgroup.procs")
 
     def status(self) -> dict[str, str]:
-        return {
-            "Cgroup Version": "2",
-            "Controllers": ", ".join(self.unified.controllers),
-            "Parent": f"/{self._parent}",
-        }
+        return {"Cgroup Version": "2", "Controllers": ", ".join(self.unified.controllers), "Parent": f"/{self._parent}"}
 
     def runtime_path(self, id: str) -> str:
         return self._path(id).removeprefix(self.unified.point)
@@ -476,6 +471,8 @@ def _swap(group: str, resources: Resources) -> str:
 def _weights(group: str, value: Any) -> Iterable[tuple[str, str]]:
     """Return file and value of a weight, or of each device's."""
     bfq = os.path.exists(f"{group}/io.bfq.weight")
+    if not bfq and not os.path.exists(f"{group}/io.weight"):
+        return
     items = [("default", value)] if isinstance(value, int) else [(device_numbers(i.device), i.weight) for i in value]
     for device, weight in items:
         yield ("io.bfq.weight", f"{device} {weight}") if bfq else ("io.weight", f"{device} {io_weight(weight)}")

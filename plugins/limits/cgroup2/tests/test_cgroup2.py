@@ -55,6 +55,22 @@ def test_every_parent_has_all_controllers_on_for_what_is_below(driver: Cgroup2) 
         assert set(driver.unified.controllers) <= set(on)
 
 
+def test_parents_reserve_what_their_groups_do_together(driver: Cgroup2) -> None:
+    def reserved() -> list[int]:
+        paths = (driver._parent, os.path.dirname(driver._parent))
+        return [int(Path(driver.unified.point, path, "memory.low").read_text()) for path in paths]
+
+    driver.create("a", Resources(memory_reservation=64 * MB))
+    driver.create("b", Resources(memory_reservation=32 * MB))
+    driver.create("c", Resources())
+    assert reserved() == [96 * MB, 96 * MB]
+    driver.update("b", Resources(memory_reservation=48 * MB))
+    assert reserved() == [112 * MB, 112 * MB]
+    driver.remove("a")
+    driver.remove("b")
+    assert reserved() == [0, 0]
+
+
 def test_the_whole_container_is_killed_where_that_was_asked(tmp_path: Path) -> None:
     for driver in opened(tmp_path, oom_group=True):
         group = Group(driver, "together", memory(64))

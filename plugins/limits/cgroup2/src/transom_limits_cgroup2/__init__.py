@@ -10,11 +10,13 @@ Joining
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
-from transom.contract.limits import LimitsCapability
+from transom.contract.limits import LimitsCapability, Resources
 from transom.services import cgroups
-from transom.services.cgroups import write
+from transom.services.cgroups import Undo, read, write
 from transom.services.unified import EVERYTHING, UnifiedLimits
 
 
@@ -49,6 +51,48 @@ class Cgroup2(UnifiedLimits):
         super()._set_defaults(group)
         if self.options.oom_group and "memory" in self.unified.controllers:
             write(f"{group}/memory.oom.group", "1")
+
+    def _apply(self, id: str, resources: Resources) -> None:
+        super()._apply(id, resources)
+        if resources.memory_reservation is not None:
+            self._pass_reservations_up()
+
+    def _restore(self, undo: Undo) -> None:
+        super()._restore(undo)
+        if any(path.endswith("/memory.low") for path, _ in undo):
+            self._pass_reservations_up()
+
+    def remove(self, id: str) -> None:
+        super().remove(id)
+        self._pass_reservations_up()
+
+    def _pass_reservations_up(self) -> None:
+        """Have the parents reserve what their groups do together: a group has no more than its share of that.
+
+        See cgroup-v2.rst, "memory.low".
+        """
+        path = f"{self.unified.point}/{self._parent}"
+        while path != self.unified.point:
+            try:
+                for _ in range(10):  # another process may be at it too: who writes last has seen all
+                    old, new = int(read(path, "memory.low")), _reserved(path)
+                    if old == new:
+                        break
+                    write(f"{path}/memory.low", str(new))
+            except (OSError, ValueError):  # not made yet, without the controller, or "max" by somebody's hand
+                return
+            path = os.path.dirname(path)
+
+
+def _reserved(parent: str) -> int:
+    """Return what the groups in one reserve together, in bytes."""
+    total = 0
+    for entry in os.scandir(parent):
+        try:
+            total += int(read(entry.path, "memory.low")) if entry.is_dir() else 0
+        except FileNotFoundError:  # removed meanwhile
+            continue
+    return total
 
 
 __all__ = ["Cgroup2", "Options"]
