@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 import uuid
 
 import pytest
@@ -10,12 +11,20 @@ import pytest
 from transom.contract.limits import Resources, Throttle
 from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError
-from transom_limits_systemd import Options, Systemd, _id_of, _unit
+from transom_limits_systemd import Options, Systemd, _id_of, _manager, _unit
 from transom_limits_systemd._properties import of_group
 
 MANAGED = os.path.exists("/run/systemd/private")
 managed = pytest.mark.skipif(not MANAGED, reason="systemd does not manage this host")
 INFINITY = (1 << 64) - 1
+_NAMES = [
+    "dbus-send",
+    "--system",
+    "--print-reply",
+    "--dest=org.freedesktop.DBus",
+    "/",
+    "org.freedesktop.DBus.ListNames",
+]
 
 
 @pytest.fixture
@@ -142,6 +151,42 @@ def test_limits_survive_a_reload_of_systemd(driver, group):
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     subprocess.run(["systemctl", "set-property", "--runtime", _unit(group), "CPUWeight=77"], check=True)
     assert {file: value(driver, group, file) for file in files} == {**before, "cpu.weight": "77"}
+
+
+@managed
+def test_limits_survive_a_new_start_of_systemd_and_can_be_changed_after_it(driver, group):
+    driver.create(id=group, resources=Resources(memory=64 << 20, cpu_period=50_000, cpu_quota=20_000, pids=30))
+    files = ("memory.max", "cpu.max", "pids.max")
+    before = [value(driver, group, file) for file in files]
+    subprocess.run(["systemctl", "daemon-reexec"], check=True)
+    driver.update(id=group, resources=Resources(cpu_shares=512))
+    assert [value(driver, group, file) for file in files] == before
+    assert (shown(group, "ActiveState"), shown(group, "CPUWeight"), shown(group, "TasksMax")) == ("active", "20", "31")
+
+
+@managed
+def test_systemd_is_reached_over_the_system_bus_where_its_own_socket_is_not_there(driver, group, monkeypatch):
+    words = ["systemctl", "start", "--job-mode=ignore-dependencies", "dbus.socket", "dbus.service"]
+    subprocess.run(words, check=True, timeout=60)
+    try:
+        deadline = time.monotonic() + 60
+        while b"org.freedesktop.systemd1" not in subprocess.run(_NAMES, capture_output=True, check=False).stdout:
+            assert time.monotonic() < deadline, "systemd did not come to the bus"
+            time.sleep(0.05)
+        monkeypatch.setattr(_manager, "SOCKET", "/nonexistent")
+        assert driver.probe().usable
+        driver.create(id=group, resources=Resources(memory=64 << 20, pids=20))
+        driver.update(id=group, resources=Resources(cpu_shares=512))
+        assert (shown(group, "MemoryMax"), shown(group, "CPUWeight")) == (str(64 << 20), "20")
+        driver.remove(id=group)
+        assert shown(group, "LoadState") == "not-found"
+    finally:
+        subprocess.run(["systemctl", "stop", "dbus.socket", "dbus.service"], check=True, timeout=60)
+    monkeypatch.setattr(_manager, "BUS", "/nonexistent")
+    assert driver.probe().reason == (
+        "neither /run/systemd/private nor /run/dbus/system_bus_socket can be written: "
+        "run as root, in the host's mount namespace"
+    )
 
 
 @managed

@@ -36,7 +36,7 @@ from transom.contract.limits import Resources, Stats
 from transom.services.cgroups import Undo, forget, names_below, wait, write
 from transom.services.files import Lock
 from transom.services.unified import EVERYTHING, Unified, UnifiedLimits
-from transom_limits_systemd._manager import SECONDS, SOCKET, Manager, start_kept
+from transom_limits_systemd._manager import BUS, SECONDS, SOCKET, Manager, reachable, start_kept
 from transom_limits_systemd._properties import of_group
 
 _PAYLOAD = "container"
@@ -88,8 +88,9 @@ class Systemd(UnifiedLimits):
                 usable=False,
                 reason=f"systemd does not manage this host (no {_BOOTED}): use the limits driver cgroup2 or cgroup1",
             )
-        if not os.access(SOCKET, os.W_OK):
-            return Probe(usable=False, reason=f"{SOCKET} cannot be written: run as root, in the host's mount namespace")
+        if not reachable():
+            reason = f"neither {SOCKET} nor {BUS} can be written: run as root, in the host's mount namespace"
+            return Probe(usable=False, reason=reason)
         return super().probe()
 
     def runtime_path(self, id: str) -> str:

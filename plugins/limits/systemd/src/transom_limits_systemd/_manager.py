@@ -1,6 +1,7 @@
-"""Calls of systemd's manager (org.freedesktop.systemd1(5)) on its private socket, and the keeper of a scope.
+"""Calls of systemd's manager (org.freedesktop.systemd1(5)), and the keeper of a scope.
 
-On that socket every peer is root's, there is no bus in between and no name to ask for.
+They go to its private socket, on which every peer is root's, with no bus in between and no name to ask for; or, where
+there is none, over the system bus (D-Bus specification, "Well-known Message Bus Instances").
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from typing import Any
 from transom.services.cgroups import wait
 
 SOCKET = "/run/systemd/private"
+BUS = "/run/dbus/system_bus_socket"
 SECONDS = 30.0
 """The longest that an answer, a start or a stop may take."""
 
 _NAME = "org.freedesktop.systemd1"
+_BUS = "org.freedesktop.DBus"
 _MANAGER = "/org/freedesktop/systemd1"
 _UNKNOWN = ("org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.systemd1.NoSuchUnit")
 
@@ -36,6 +39,11 @@ class Answer(OSError):
         self.unknown = name in _UNKNOWN
 
 
+def reachable() -> str:
+    """Return the socket to reach systemd by; empty when this process may write to none."""
+    return next((path for path in (SOCKET, BUS) if os.access(path, os.W_OK)), "")
+
+
 class Manager:
     """A connection to systemd, as a context."""
 
@@ -43,12 +51,15 @@ class Manager:
         from jeepney.io.blocking import prep_socket
         from jeepney.low_level import Parser
 
-        self._socket = prep_socket(SOCKET, timeout=SECONDS)
+        self._path = reachable() or SOCKET
+        self._socket = prep_socket(self._path, timeout=SECONDS)
         self._socket.settimeout(SECONDS)
         # A call that systemd reads together with the end of the authentication lies there until more comes.
         wait(self._all_is_read, seconds=SECONDS)
         self._parser = Parser()
         self._serials = itertools.count(1)
+        if self._path == BUS:
+            self._call("Hello", None, (), path="/org/freedesktop/DBus", interface=_BUS, name=_BUS)
 
     def __enter__(self) -> Manager:
         return self
@@ -97,11 +108,18 @@ class Manager:
         self._call("Get", "ss", (interface, name), path=path, interface="org.freedesktop.DBus.Properties")
 
     def _call(
-        self, member: str, signature: str, body: tuple[Any, ...], *, path: str = _MANAGER, interface: str = ""
+        self,
+        member: str,
+        signature: str | None,
+        body: tuple[Any, ...],
+        *,
+        path: str = _MANAGER,
+        interface: str = f"{_NAME}.Manager",
+        name: str = _NAME,
     ) -> tuple[Any, ...]:
         from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call
 
-        address = DBusAddress(path, bus_name=_NAME, interface=interface or f"{_NAME}.Manager")
+        address = DBusAddress(path, bus_name=name, interface=interface)
         serial = next(self._serials)
         self._socket.sendall(new_method_call(address, member, signature, body).serialise(serial))
         while True:
@@ -110,8 +128,8 @@ class Manager:
                 break
         answer: tuple[Any, ...] = reply.body
         if reply.header.message_type is MessageType.error:
-            name = reply.header.fields.get(HeaderFields.error_name, "")
-            raise Answer(name, str(answer[0]) if answer else name)
+            error = reply.header.fields.get(HeaderFields.error_name, "")
+            raise Answer(error, str(answer[0]) if answer else error)
         return answer
 
     def _all_is_read(self) -> bool:
@@ -122,7 +140,7 @@ class Manager:
         while (message := self._parser.get_next_message()) is None:
             data = self._socket.recv(1 << 16)
             if not data:
-                raise ConnectionResetError(errno.ECONNRESET, f"{SOCKET} was closed")
+                raise ConnectionResetError(errno.ECONNRESET, f"{self._path} was closed")
             self._parser.add_data(data)
         return message
 
