@@ -9,6 +9,7 @@ import time
 import pytest
 
 from transom.contract.limits import LimitsCapability
+from transom.services.cgroups import write
 from transom_conformance.limits.io import huge_pages
 from transom_conformance.limits.site import HUGE
 
@@ -74,6 +75,25 @@ def test_a_kill_of_another_than_the_first_process_is_told_while_the_container_ru
     assert len(events(world, "oom")) == 3
     world.transom("start", "box")
     world.transom("rm", "-f", "box")
+
+
+def test_want_of_memory_before_the_process_runs_is_told(world):
+    """The group around the container's has too little for the runtime itself."""
+    world.transom("create", "--name", "box", "--network", "none", "busybox", "true")
+    parents = [path for path, _, _ in os.walk("/sys/fs/cgroup") if os.path.basename(path) == world.groups]
+    if not parents:
+        pytest.skip("what is around the container's group is a slice, which systemd alone limits")
+    for path in parents:
+        for file in ("memory.swap.max", "memory.max", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+            if os.path.exists(f"{path}/{file}"):
+                write(f"{path}/{file}", "0" if "swap" in file else str(1 << 20))
+    assert world.transom.fails("start", "box").endswith(
+        'out of memory before "true" ran: the memory limit is too low, raise --memory'
+    )
+    state = world.transom.inspect("box")["State"]
+    assert (state["OOMKilled"], state["Status"]) == (True, "created")
+    assert events(world, "oom")
+    assert groups_of(world.transom.inspect("box")["Id"]) == []
 
 
 def test_a_container_within_its_memory_is_not_killed(world):
@@ -219,6 +239,39 @@ def sleepers(marker):
 def groups_of(id):
     """Return the directories of a container's groups and of those nested in them."""
     return [path for path, _, _ in os.walk("/sys/fs/cgroup") if id in path]
+
+
+OPENS = """
+[ -e $1 ] || mknod $1 c $2
+(: < $1) && echo read
+(: >> $1) && echo written
+exit 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "node", "opened"),
+    [
+        ([], "/dev/mine", []),
+        (["--device", "/dev/loop-control:/dev/mine"], "/dev/mine", ["read", "written"]),
+        (["--device", "/dev/loop-control:/dev/mine:r"], "/dev/mine", ["read"]),
+        (["--device-cgroup-rule", "c {} w"], "/dev/mine", ["written"]),
+        (["--device-cgroup-rule", "c {major}:* rwm"], "/dev/mine", ["read", "written"]),
+        (["--privileged"], "/dev/loop-control", ["read", "written"]),
+    ],
+    ids=["none", "device", "device-r", "rule-w", "rule-all", "privileged"],
+)
+def test_a_container_opens_the_devices_that_it_may_and_no_other(world, flags, node, opened):
+    try:
+        number = os.stat("/dev/loop-control").st_rdev
+    except FileNotFoundError:
+        pytest.skip("this kernel has no loop devices")
+    major, minor = os.major(number), os.minor(number)
+    words = [flag.format(f"{major}:{minor}", major=major) for flag in flags]
+    script = ("sh", "-c", OPENS, "sh", node, f"{major} {minor}")
+    done = world.transom.call("run", "--rm", "--network", "none", *words, "busybox", *script)
+    assert (done.out.split(), done.code) == (opened, 0)
+    assert done.err.count("Operation not permitted") == 2 - len(opened)
 
 
 def test_writes_that_are_not_limited_are_said_where_they_are_not(world):

@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -443,9 +444,14 @@ class Supervisor:
         """Put the runtime's complaint into docker's words and exit codes."""
         from transom_engine.oci.runtime import start_error
 
-        error = start_error(runtime=self.engine.runtime, log=_slurp("runtime.log").encode(), command=command)
-        os.unlink("runtime.log")
-        return error
+        log = _slurp("runtime.log")
+        kills = self._counted_oom_kills() - self.oom_kills
+        self._note_oom(kills)
+        with suppress(FileNotFoundError):
+            os.unlink("runtime.log")
+        if kills > 0 and not log:
+            return TransomError(f'out of memory before "{command}" ran: the memory limit is too low, raise --memory')
+        return start_error(runtime=self.engine.runtime, log=log.encode(), command=command)
 
     def _host_pid(self, pid: int) -> int:
         """Return the host's pid of a process of this namespace (proc(5): NSpid)."""
