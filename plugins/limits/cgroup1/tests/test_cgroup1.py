@@ -117,6 +117,24 @@ def test_a_hierarchy_mounted_at_an_unusual_place_is_used_there(driver: Cgroup1, 
     assert in_child(check) == 0
 
 
+def test_what_a_runtime_made_in_a_hierarchy_that_limits_nothing_goes_too(driver: Cgroup1, tmp_path: Path) -> None:
+    name = f"transom-test-{os.getpid()}"
+
+    def check() -> None:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+        mount("none", str(tmp_path), "cgroup", data=f"none,name={name}")
+        made = tmp_path / driver.options.parent / "named" / "nested"
+        made.mkdir(parents=True)
+        driver.create("named", Resources())
+        driver.remove("named")
+        assert list((tmp_path / driver.options.parent).glob("*/")) == []
+        made.parent.parent.rmdir()
+        made.parent.parent.parent.rmdir()
+
+    assert in_child(check) == 0
+
+
 def test_what_an_instance_declares_is_part_of_what_the_class_declares(driver: Cgroup1) -> None:
     assert isinstance(Cgroup1.capabilities, frozenset)
     assert driver.capabilities <= Cgroup1.capabilities

@@ -26,7 +26,7 @@ from transom.services import cgroups
 from transom.services.cgroups import Options, Undo, below, names_below, read, signal_all, wait, write
 from transom.services.unified import Unified, UnifiedLimits
 from transom.services.unified import collect as collect_unified
-from transom_limits_cgroup1._hierarchy import CONTROLLERS, hierarchies
+from transom_limits_cgroup1._hierarchy import CONTROLLERS, hierarchies, others
 from transom_limits_cgroup1._settings import Offered, apply, controller_of, old_values, restore, unsupported
 
 
@@ -135,6 +135,11 @@ class Cgroup1(UnifiedLimits):
             super().thaw(id)
             return
         write(self._freezer(id), "THAWED")
+
+    def remove(self, id: str) -> None:
+        super().remove(id)
+        for point in others(read("/proc/self/mountinfo")):  # runc makes its group in every hierarchy that there is
+            self._remove_tree(id, self._group(point, id))
 
     def owned(self) -> frozenset[str]:
         return names_below({os.path.dirname(group) for group in self._groups("-")})

@@ -21,3 +21,9 @@ def hierarchies(mountinfo: str) -> dict[str, str]:
             if name in CONTROLLERS and place[0] >= found.get(name, place)[0]:
                 found[name] = place
     return {name: found[name][1] for name in CONTROLLERS if name in found}
+
+
+def others(mountinfo: str) -> list[str]:
+    """Return the mount points of hierarchies that this driver does not use: named ones, net_cls and the like."""
+    used = set(hierarchies(mountinfo).values())
+    return sorted({point for _, point, _ in mount_points(mountinfo, "cgroup")} - used)
