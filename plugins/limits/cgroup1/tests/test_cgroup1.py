@@ -17,7 +17,16 @@ from transom.drivers import Drivers
 from transom.errors import ConfigError, DriverError, NotFound
 from transom.services import cgroups
 from transom.services.cgroups import below
-from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
+from transom.services.mounts import (
+    CLONE_NEWNS,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    mount,
+    unshare,
+)
 from transom.services.unified import Unified
 from transom_conformance.limits import DIRECT, HOLD, MB, SLEEP, Group, enter, loop_device
 from transom_conformance.suite import World, in_child
@@ -389,6 +398,21 @@ def test_what_v1_lacks_is_limited_on_the_unified_side(hybrid: Cgroup1) -> None:
     hybrid.kill("both")
     hybrid.remove("both")
     assert not group.exists()
+
+
+def test_a_unified_side_that_cannot_be_written_is_left_alone(hybrid: Cgroup1) -> None:
+    point = hybrid.unified.point
+
+    def check() -> None:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+        mount("none", point, flags=MS_REMOUNT | MS_BIND | MS_RDONLY)
+        hybrid._unified = None
+        assert hybrid._beside() == []
+        assert point not in " ".join(hybrid.create("readonly", Resources(pids=5)))
+        hybrid.remove("readonly")
+
+    assert in_child(check) == 0
 
 
 def test_a_unified_side_that_has_nothing_to_add_is_left_alone(driver: Cgroup1) -> None:

@@ -64,7 +64,8 @@ class Cgroup1(UnifiedLimits):
     def unified(self) -> Unified:
         """The unified hierarchy of a hybrid host, of which only what v1 lacks is used; looked up once."""
         if self._unified is None:
-            self._unified = Unified.of_this_host(without=self.offered.capabilities)
+            found = Unified.of_this_host(without=self.offered.capabilities)
+            self._unified = found if os.access(found.point, os.W_OK) else Unified("")
         return self._unified
 
     def probe(self) -> Probe:
