@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from transom.contract.network import Endpoint, Network, Port, Subnet
+from transom.contract.network import Endpoint, Network, NetworkCapability, Port, Subnet
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.model import DEFAULT, NetworkRecord
 
@@ -62,15 +62,16 @@ def option_names(engine: Engine, driver: str) -> set[str]:
 def endpoint_of(engine: Engine, container: Container, record: NetworkRecord, place: EndpointSettings) -> Endpoint:
     """Describe a container's place on a network to the driver."""
     pairs = ((place.ip_address, place.ip_prefix_len), (place.global_ipv6_address, place.global_ipv6_prefix_len))
-    struct = engine.network_driver(record.driver).EndpointOptions
+    driver = engine.network_driver(record.driver)
+    own_mac = NetworkCapability.MAC in driver.capabilities  # else it is another interface's, on record only to be shown
     ways = ways_out(container)
     return Endpoint(
         id=place.endpoint_id,
         container=container.id,
         names=(container.name, container.id[:12], *(place.aliases or [])),
         addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
-        mac=place.mac_address or None,
-        options=options_of(engine, record.driver, struct, place.driver_opts or {}, "--driver-opt"),
+        mac=(place.mac_address or None) if own_mac else None,
+        options=options_of(engine, record.driver, driver.EndpointOptions, place.driver_opts or {}, "--driver-opt"),
         ports=tuple(port for port in bound(container) if ways.get(family(port.address)) == record.name),
     )
 
