@@ -567,12 +567,13 @@ def test_the_host_has_access_to_containers_with_addresses_by_dhcp(site, server):
     inside(site.host, ip_batch, f"address del 10.77.0.2/24 dev {UPLINK}")
 
 
-def test_an_address_that_the_server_does_not_give_is_refused(site, server):
+def test_an_address_that_the_server_does_not_give_is_refused_and_its_own_is_given_back(site, server):
     network = by_dhcp(site)
     container = site.container()
     with pytest.raises(DriverError, match=r"does not give 10.99.0.5 but 10.77.0.1\d; leave the address out"):
         container.attach(network, addresses=("10.99.0.5/24",))
     assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+    server.await_("DHCPRELEASE(lan0) 10.77.0.1")
 
 
 def test_without_a_dhcp_server_it_says_so_and_nothing_is_left(site, monkeypatch):

@@ -174,8 +174,10 @@ class Macvlan(ParentDriver):
         bare = msgspec.structs.replace(endpoint, addresses=())
         attachment = super()._furnish(inner, netns=netns, network=network, endpoint=bare, interface=interface)
         asked = next((interfaces.plain(address) for address in endpoint.addresses), "")
-        lease = Client(self.root, netns=netns, interface=interface, name=endpoint.names[:1]).obtain(asked)
+        client = Client(self.root, netns=netns, interface=interface, name=endpoint.names[:1])
+        lease = client.obtain(asked)
         if asked and interfaces.plain(lease.address) != asked:
+            client.give_back()
             raise DriverError(
                 "attach", driver="network macvlan", subject=endpoint.id[:12],
                 cause=f"the DHCP server does not give {asked} but {interfaces.plain(lease.address)}",
