@@ -46,6 +46,10 @@ def test_a_name_that_is_no_datasets_is_refused(opened, name):
     )
 
 
+def snapshots(pool):
+    return zfs("list", "-H", "-r", "-t", "snapshot", "-o", "name", f"{pool}/layers").split()
+
+
 def test_a_misspelt_or_ill_typed_option_is_refused_in_words(opened):
     with pytest.raises(ConfigError, match=r"zfs\.fsnam\b.*zfs\.fsname"):
         opened(fsnam="tank/layers")
@@ -160,8 +164,11 @@ def test_a_clone_and_what_it_was_made_of_can_go_in_any_order(opened, pool, tmp_p
     prepare(driver, "source", "base")
     inside(driver, tmp_path / "place", "source", lambda top: (top / "a").write_text("1"), "base")
     driver.clone(id="copy", source="source", parents=("base",))
+    zfs("snapshot", f"{pool}/layers/source@lost")  # of a clone that was killed
+    assert driver.recover() == []
     first, second = order
     driver.remove(id=first)
+    assert snapshots(pool) == [f"{pool}/layers/base@committed"]
     assert inside(driver, tmp_path / "place", second, lambda top: (top / "a").read_text(), "base") == "1"
     driver.remove(id=second)
     driver.remove(id="base")
@@ -202,7 +209,7 @@ def test_a_snapshot_whose_destruction_is_deferred_goes_with_its_last_child(opene
     prepare(driver, "child", "base")
     zfs("destroy", "-d", f"{pool}/layers/base@committed")
     driver.remove(id="child")
-    assert zfs("list", "-H", "-r", "-t", "snapshot", f"{pool}/layers") == ""
+    assert snapshots(pool) == []
     driver.remove(id="base")
     assert driver.owned() == frozenset()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import ClassVar
@@ -115,11 +115,14 @@ class Zfs(Storage):
                 self._change("set", f"{REMOVED}=on", self._dataset(id))
 
     def clone(self, id: str, source: str, parents: tuple[str, ...]) -> None:
-        """Clone a snapshot of the active layer, then let the clone stand by itself, so that either can go first."""
+        """Clone a snapshot of the active layer; either can go first, and the snapshot goes with the clone."""
         with self._telling("clone", id):
             snapshot = f"{self._dataset(source)}@{id}"
             self._change("snapshot", snapshot)
-            self._change("clone", *self._properties(None), snapshot, self._dataset(id))
+            try:
+                self._change("clone", *self._properties(None), snapshot, self._dataset(id))
+            finally:
+                self._change("destroy", "-d", snapshot)
 
     def owned(self) -> frozenset[str]:
         """Every dataset of ours in FSNAME that is not merely waiting for its last user."""
@@ -151,7 +154,9 @@ class Zfs(Storage):
         with self._telling("recover", ""):
             with Lock(self._lock):
                 pass
-            left = sorted(id for id, removed in self._layers().items() if removed)
+            layers = self._layers()
+            self._drop_snapshots(layers)
+            left = sorted(id for id, removed in layers.items() if removed)
             said: list[str] = []
             while left and (gone := [id for id in left if self._destroyed(id)]):  # clones pin what they are made of
                 said += [f"storage zfs: destroyed {id}, which was in use when it was removed" for id in gone]
@@ -257,6 +262,15 @@ class Zfs(Storage):
 
         if not once_unmounted(destroyed, f" - zfs {dataset}", patience=PATIENCE) and busy:
             raise busy
+
+    def _drop_snapshots(self, layers: Collection[str]) -> None:
+        """Have what a killed `clone` took of a live layer go, with its clone if it came to that."""
+        if not layers:
+            return
+        names = self._run("list", "-H", "-r", "-d", "2", "-t", "snapshot", "-o", "name", self._fsname).split()
+        for dataset, _, snapshot in (name.partition("@") for name in names):
+            if snapshot != SNAPSHOT and dataset.rpartition("/")[2] in layers:
+                self._change("destroy", "-d", f"{dataset}@{snapshot}")
 
     def _destroyed(self, id: str) -> bool:
         try:
