@@ -30,7 +30,7 @@ test-vm: bytecode tested  ## what this host's kernel lacks: suites in guests wit
 	@$(BIN)/python tests/vm/run.py $(if $(VM_KERNEL),--kernel $(VM_KERNEL)) $(if $(VM_MODULES),--modules $(VM_MODULES)) \
 	    --jobs $(or $(VM_JOBS),2) $(TESTS)
 
-test-vm-full: bytecode tested  ## those and what needs qemu, without KVM: several CPUs
+test-vm-full: bytecode tested  ## those and what needs qemu, without KVM: several CPUs, ZFS
 	@$(call install,qemu-system-x86)
 	@$(BIN)/python tests/vm/run.py --full --jobs $(or $(VM_JOBS),1) $(TESTS)
 

@@ -400,7 +400,7 @@ class Crashes(StorageCases):
             assert {key: layers.tree(key) for key in trees} == trees
             layers.remove_all()
 
-        with self.disk(world, self.filesystem, still=True) as disk:
+        with self.disk(world, self.filesystem) as disk:
             disk.using(run)
             disk.using(judge, after_the_loss=True)
 
@@ -426,7 +426,7 @@ class Crashes(StorageCases):
             calls.extend(sample(every, max(10 // self.stride, 4), seed=60))
 
         calls: list[SystemCall | Announcement] = []
-        with self.disk(world, self.filesystem, still=True) as disk:
+        with self.disk(world, self.filesystem) as disk:
             disk.using(list_calls)
         for call in calls:
 
@@ -449,7 +449,7 @@ class Crashes(StorageCases):
                     layers.snapshots.remove(key)
                 layers.remove_all()
 
-            with self.disk(world, self.filesystem, still=True) as disk:
+            with self.disk(world, self.filesystem) as disk:
                 disk.using(lose)
                 disk.using(judge, after_the_loss=True)
 

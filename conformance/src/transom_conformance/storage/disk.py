@@ -20,16 +20,12 @@ class Disk:
 
     For a file system that is not made by mkfs.KIND and mounted by a loop device: derive from it, and give the suite
     that as its `disk`.
-
-    Attributes:
-        still: what is written is to stay in memory until somebody asks for it to reach the disk, as far as the file
-            system can be told.
     """
 
     size: ClassVar[int] = 160 << 20
 
-    def __init__(self, world: World, kind: str, *, still: bool = False) -> None:
-        self._world, self.kind, self._home, self.still = world, kind, world.path, still
+    def __init__(self, world: World, kind: str) -> None:
+        self._world, self.kind, self._home = world, kind, world.path
         self._image, self._copied = self._home / "disk.img", self._home / "copy.img"
         self.place = self._home / "disk"
 

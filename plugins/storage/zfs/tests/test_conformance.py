@@ -11,9 +11,6 @@ from pathlib import Path
 from transom_conformance.storage import StorageSuite
 from transom_conformance.storage.disk import Disk
 
-TXG_TIMEOUT = Path("/sys/module/zfs/parameters/zfs_txg_timeout")
-"""Seconds after which what is written goes to the disk by itself."""
-
 
 def lacking():
     """Say why zfs cannot run here."""
@@ -50,32 +47,37 @@ class PoolInFile(Disk):
 
     def make(self, image):
         self._name = f"transom-disk-{os.getpid()}"
-        self._pause = TXG_TIMEOUT.read_text()
-        if self.still:
-            TXG_TIMEOUT.write_text("600")
         make = ["zpool", "create", "-f", "-O", "mountpoint=none", "-O", "compression=off", "-o", "cachefile=none"]
         subprocess.run([*make, self._name, image], check=True)
         subprocess.run(["zfs", "create", "-o", "mountpoint=legacy", f"{self._name}/layers"], check=True)
         subprocess.run(["zpool", "export", self._name], check=True)
 
     def mount(self, image):
-        name = f"{self._name}-{image.stem}"
+        name = self._pool(image)
         imported = ["zpool", "import", "-N", "-o", "cachefile=none", "-d", image, self._name, name]
         subprocess.run(imported, check=True)
         subprocess.run(["mount", "-t", "zfs", f"{name}/layers", self.place], check=True)
 
+    def _pool(self, image):
+        return self._name if image.stem == "disk" else f"{self._name}-{image.stem}"
+
     def forget(self, image):
-        name = f"{self._name}-{image.stem}"
+        name = self._pool(image)
         if subprocess.run(["zpool", "list", name], capture_output=True, check=False).returncode == 0:
             subprocess.run(["zpool", "export", "-f", name], check=True)
 
     def copy(self):
-        super().copy()
-        TXG_TIMEOUT.write_text(self._pause)
+        for _ in range(100):
+            before = self._groups()
+            super().copy()
+            if before == self._groups() and all(state in "OC" for _, state in before):
+                return
+        raise AssertionError("the pool wrote each time while its file was copied")
 
-    def __exit__(self, *_):
-        TXG_TIMEOUT.write_text(self._pause)
-        super().__exit__()
+    def _groups(self):
+        """List the newest transaction groups with their states: open, committed, or on the way to the disk."""
+        lines = Path(f"/proc/spl/kstat/zfs/{self._name}/txgs").read_text().splitlines()[2:]
+        return [tuple(line.split()[:3:2]) for line in lines]
 
 
 class TestZfs(StorageSuite):
