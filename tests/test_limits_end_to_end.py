@@ -253,13 +253,11 @@ exit 0
     ("flags", "node", "opened"),
     [
         ([], "/dev/mine", []),
-        (["--device", "/dev/loop-control:/dev/mine"], "/dev/mine", ["read", "written"]),
         (["--device", "/dev/loop-control:/dev/mine:r"], "/dev/mine", ["read"]),
         (["--device-cgroup-rule", "c {} w"], "/dev/mine", ["written"]),
-        (["--device-cgroup-rule", "c {major}:* rwm"], "/dev/mine", ["read", "written"]),
         (["--privileged"], "/dev/loop-control", ["read", "written"]),
     ],
-    ids=["none", "device", "device-r", "rule-w", "rule-all", "privileged"],
+    ids=["none", "device", "rule", "privileged"],
 )
 def test_a_container_opens_the_devices_that_it_may_and_no_other(world, flags, node, opened):
     try:
@@ -267,7 +265,7 @@ def test_a_container_opens_the_devices_that_it_may_and_no_other(world, flags, no
     except FileNotFoundError:
         pytest.skip("this kernel has no loop devices")
     major, minor = os.major(number), os.minor(number)
-    words = [flag.format(f"{major}:{minor}", major=major) for flag in flags]
+    words = [flag.format(f"{major}:{minor}") for flag in flags]
     script = ("sh", "-c", OPENS, "sh", node, f"{major} {minor}")
     done = world.transom.call("run", "--rm", "--network", "none", *words, "busybox", *script)
     assert (done.out.split(), done.code) == (opened, 0)
