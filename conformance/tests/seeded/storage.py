@@ -276,6 +276,41 @@ class Lists(Vfs):
         copy_tree(self.root / source, self.root / id)
 
 
+@found_by("test_a_diff_against_any_ancestor_makes_the_layer_upon_it")
+class ShowsCommittedLayersEmpty(Vfs):
+    def mounts(self, id, parents, state):
+        (found,) = super().mounts(id, parents, state)
+        if state is not State.COMMITTED or len(parents) != 2:
+            return (found,)
+        return (Mount(type="tmpfs", source="tmpfs", readonly=True),)
+
+
+@found_by("test_changes_since_an_ancestor_are_those_of_all_layers_between")
+class ShowsTheParentOfWhatIsCommitted(Vfs):
+    def mounts(self, id, parents, state):
+        return super().mounts(parents[0] if state is State.COMMITTED and parents else id, parents, state)
+
+
+@found_by("test_the_diff_of_a_layer_that_is_written_meanwhile_is_consistent_or_refused")
+class ListsWhatItOnceSaw(Lists):
+    seen = {}
+
+    def changes(self, id, parents):
+        if id not in self.seen:
+            self.seen[id] = list(super().changes(id, parents))
+        return iter(self.seen[id])
+
+
+@found_by("test_the_diff_of_a_layer_that_is_written_meanwhile_is_consistent_or_refused")
+class ListsNothingRecent(Lists):
+    def content(self, id):
+        return str(self.root / id)
+
+    def changes(self, id, parents):
+        found = list(super().changes(id, parents))
+        return iter([change for change in found if not change.path.startswith(b"before-1")])
+
+
 @found_by("test_changes_are_listed_exactly")
 class ListsNoDeletions(Lists):
     def listed(self, changes):

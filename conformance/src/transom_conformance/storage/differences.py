@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
@@ -14,7 +17,7 @@ from transom.contract.storage import Change, ChangeKind
 from transom.errors import ConfigError, Conflict
 from transom_conformance.storage.cases import StorageCases
 from transom_conformance.storage.hostile import ESCAPES, damaged_tars, tar_of
-from transom_conformance.storage.layers import Fill, Layers, clear, put, tree_of
+from transom_conformance.storage.layers import Fill, Layers, clear, names_in, put, tree_of
 from transom_conformance.storage.scribbles import scribble
 
 
@@ -154,6 +157,96 @@ class Differences(StorageCases):
             else:
                 found = layers.diff("child")
         assert found in (None, layers.diff("child"))
+
+    @pytest.mark.parametrize("seed", range(2))
+    def test_a_diff_against_any_ancestor_makes_the_layer_upon_it(self, layers: Layers, seed: int) -> None:
+        """35: however far below it is; against the parent it is the plain diff, against a stranger there is none."""
+        chain = [layers.committed("l0", fill=lambda top: scribble(top, 350 + seed))]
+        for n in range(1, 4):
+            chain.append(layers.committed(f"l{n}", chain[-1], lambda top, n=n: scribble(top, 360 * n + seed, steps=40)))  # type: ignore[misc]
+        layers.active("child", "l3", lambda top: scribble(top, 3500 + seed, steps=40))
+        wanted = layers.tree("child")
+        for since in chain:
+            layers.active("rebuilt", since)
+            layers.snapshots.apply("rebuilt", io.BytesIO(layers.diff("child", since=since)))
+            assert layers.tree("rebuilt") == wanted
+            layers.snapshots.remove("rebuilt")
+        assert layers.diff("child", since="l3") == layers.diff("child")
+        layers.committed("stranger")
+        for other in ("stranger", "child", "absent"):
+            with pytest.raises(ConfigError, match=f"'{other}' is no ancestor of layer 'child'; it has l3, l2, l1"):
+                layers.diff("child", since=other)
+
+    def test_changes_since_an_ancestor_are_those_of_all_layers_between(self, layers: Layers) -> None:
+        """35: what came and went meanwhile is not among them."""
+        layers.committed("base", fill=put(kept="1", changed="1", gone="1", back="1"))
+
+        def middle(top: Path) -> None:
+            clear(top / "gone")
+            put(changed="2", passing="2", new="2")(top)
+
+        def last(top: Path) -> None:
+            clear(top / "passing")
+            put(new="3")(top)
+
+        layers.active("child", layers.committed("middle", "base", middle), last)
+        added, modified, deleted = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
+        assert layers.snapshots.changes("child", since="base") == [
+            Change(b"changed", modified),
+            Change(b"gone", deleted),
+            Change(b"new", added),
+        ]
+        assert layers.snapshots.changes("child", since="middle") == [
+            Change(b"new", modified),
+            Change(b"passing", deleted),
+        ]
+        with layers.snapshots.claim("child"), pytest.raises(Conflict, match="in use"):
+            layers.diff("child", since="base")
+
+    def test_the_diff_of_a_layer_that_is_written_meanwhile_is_consistent_or_refused(self, layers: Layers) -> None:
+        """35: a tar that can be applied, with all that was there before it began and no file mixed of two."""
+        layers.committed("base", fill=put(a="1"))
+        layers.active("child", "base", put(still="s" * 50_000, whole="0 " * 50_000))
+        tars: list[tuple[int, bytes]] = []
+        refusals: list[str] = []
+
+        def write(top: Path, stop: Event) -> None:
+            for n in count(1):
+                if stop.is_set():
+                    break
+                (top / "new").write_text(f"{n} " * 50_000)
+                (top / "new").rename(top / "whole")
+                (top / f"d{n % 3}").mkdir()
+                (top / f"d{n % 3}").rmdir()
+
+        def race(top: Path) -> None:
+            stop = Event()
+            writer = Thread(target=write, args=(top, stop))
+            writer.start()
+            try:
+                for n in range(12):
+                    (top / f"before-{n}").write_text(str(n))
+                    try:
+                        tars.append((n, layers.diff("child")))
+                    except Conflict as error:
+                        refusals.append(str(error))
+            finally:
+                stop.set()
+                writer.join()
+
+        layers.inside("child", race)
+        assert [text for text in refusals if not re.search("in use|vanished while", text)] == []
+        for n, tar in [*tars, (11, layers.diff("child"))]:
+            layers.active("sibling", "base")
+            layers.snapshots.apply("sibling", io.BytesIO(tar))
+
+            def check(top: Path, n: int = n) -> None:
+                assert (top / "still").read_text() == "s" * 50_000
+                assert len({*(top / "whole").read_text().split()}) == 1
+                assert {f"before-{m}" for m in range(n + 1)} <= {*names_in(top)}
+
+            layers.inside("sibling", check)
+            layers.snapshots.remove("sibling")
 
     @pytest.mark.parametrize("what", sorted(SEQUENCES))
     def test_links_and_permissions_survive_a_sequence_of_layers(self, layers: Layers, what: str) -> None:

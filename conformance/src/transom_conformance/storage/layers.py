@@ -163,10 +163,10 @@ class Layers:
         """Describe the layer; see `tree_of`."""
         return self.inside(key, lambda top: tree_of(top, times=times))
 
-    def diff(self, key: str) -> bytes:
+    def diff(self, key: str, *, since: str | None = None) -> bytes:
         """Return the layer's tar."""
         out = io.BytesIO()
-        size = self.snapshots.diff(key, out)
+        size = self.snapshots.diff(key, out, since=since)
         assert size == len(out.getvalue())
         return out.getvalue()
 

@@ -256,28 +256,54 @@ class Snapshots:
 
     # Content
 
-    def changes(self, key: str) -> list[Change]:
-        """List what the layer changed against its parent, by the driver where it can, else by comparing trees."""
+    def changes(self, key: str, *, since: str | None = None) -> list[Change]:
+        """List what the layer changed against its parent, by the driver where it can, else by comparing trees.
+
+        Args:
+            since: another ancestor to compare it with; see `diff`.
+        """
         layer = self.stat(key)
-        if StorageCapability.DIFF in self.driver.capabilities:
+        below = self._ancestor(layer, since)
+        if below is None and StorageCapability.DIFF in self.driver.capabilities:
             return list(self.driver.changes(id=layer.id, parents=self._parents(layer.id)))
         from transom.services.differ import compare
 
-        return self._alone(layer, lambda upper, lower: list(compare(lower=lower, upper=upper)))
+        return self._alone(layer, lambda upper, lower: list(compare(lower=lower, upper=upper)), below)
 
-    def diff(self, key: str, out: IO[bytes]) -> int:
+    def diff(self, key: str, out: IO[bytes], *, since: str | None = None) -> int:
         """Write the layer's changes as a layer tar (OCI image-spec, layer.md); return the bytes written.
+
+        Args:
+            since: the ancestor upon which the tar is to make the layer; its parent unless said.
 
         Raises:
             Conflict: the layer is active, in use, and to be read by a mount only; or a file vanished meanwhile.
+            ConfigError: `since` is no ancestor of the layer; or a name in it that no tar can hold.
         """
         from transom.services.archive import write
+        from transom.services.differ import compare
 
-        layer, changes = self.stat(key), self.changes(key)
-        content = self.driver.content(id=layer.id)
+        layer = self.stat(key)
+        if below := self._ancestor(layer, since):
+            compared = partial(write, out=out)
+            return self._alone(
+                layer, lambda upper, lower: compared(changes=compare(lower=lower, upper=upper), root=upper), below
+            )
+        changes, content = self.changes(key), self.driver.content(id=layer.id)
         if content is not None:
             return write(changes=changes, root=content, out=out)
         return self._alone(layer, lambda upper, _lower: write(changes=changes, root=upper, out=out))
+
+    def _ancestor(self, layer: Layer, key: str | None) -> Layer | None:
+        """Return the ancestor of that name; None for the parent, which needs no name."""
+        if key in (None, layer.parent):
+            return None
+        chain = [self._by_id(id) for id in self._parents(layer.id)]
+        for found in chain:
+            if found.key == key:
+                return found
+        names = ", ".join(found.key for found in chain[:3]) + (", ..." if len(chain) > 3 else "")
+        raise ConfigError(self._says(f"{key!r} is no ancestor of layer {layer.key!r}; it has {names or 'none'}"))
 
     def apply(self, key: str, stream: IO[bytes]) -> int:
         """Unpack a layer tar into the active layer; return the sum of the sizes of its regular files, in bytes.
@@ -293,21 +319,20 @@ class Snapshots:
 
             return self._mounted(layer, lambda upper, _lower: extract(stream=stream, root=upper))
 
-    def _alone(self, layer: Layer, function: Callable[[str, str | None], T]) -> T:
+    def _alone(self, layer: Layer, function: Callable[[str, str | None], T], below: Layer | None = None) -> T:
         """Do as `_mounted`; an active layer is claimed for it, so that it is never mounted twice."""
         if layer.state is not State.ACTIVE:
-            return self._mounted(layer, function)
+            return self._mounted(layer, function, below)
         with self._claim(layer.id, layer.key):
-            return self._mounted(layer, function)
+            return self._mounted(layer, function, below)
 
-    def _mounted(self, layer: Layer, function: Callable[[str, str | None], T]) -> T:
-        """Call `function` with the layer's tree and its parent's, mounted where nobody else sees them."""
+    def _mounted(self, layer: Layer, function: Callable[[str, str | None], T], below: Layer | None = None) -> T:
+        """Call `function` with the layer's tree and that of its parent, or `below`, mounted where nobody sees them."""
         from transom.services.mounts import mount_all, privately, unmount
 
-        parents = self._parents(layer.id)
-        sets = [self.driver.mounts(id=layer.id, parents=parents, state=layer.state)]
-        if parents:
-            sets.append(self.driver.mounts(id=parents[0], parents=parents[1:], state=State.COMMITTED))
+        below = below or (self.stat(layer.parent) if layer.parent else None)
+        shown = [layer, below] if below else [layer]
+        sets = [self.driver.mounts(id=of.id, parents=self._parents(of.id), state=of.state) for of in shown]
         places = [os.path.join(self._home, name) for name in ("upper", "lower")]
         for place in places:
             os.makedirs(place, exist_ok=True)
@@ -316,7 +341,7 @@ class Snapshots:
             try:
                 for mounts, place in zip(sets, places, strict=False):
                     mount_all(mounts, place)
-                result = function(places[0], places[1] if parents else None)
+                result = function(places[0], places[1] if below else None)
                 self._finish(layer, places[0])
                 return result
             finally:  # the namespace would go too, but a moment after the thread
@@ -432,6 +457,9 @@ class Snapshots:
     def _layer(self, key: str) -> Layer | None:
         row = self._db().execute(f"{_SELECT} AND l.key = ?", (key,)).fetchone()
         return _read(row) if row else None
+
+    def _by_id(self, id: str) -> Layer:
+        return _read(self._db().execute(f"{_SELECT} AND l.id = ?", (id,)).fetchone())
 
     def _row(self, key: str) -> tuple[str] | None:
         """Return the id under that key, unfinished layers included."""

@@ -19,6 +19,7 @@ from transom.services.trees import Path, Tree, copy_attributes, copy_file, join
 
 _OPEN = 100
 """As many of the lower layers are held open: each takes two descriptors, of 1,024 that a process often has."""
+_VANISHED = (FileNotFoundError, NotADirectoryError)
 
 
 Inner = tuple[bytes, tuple[int, ...], bool]
@@ -172,27 +173,37 @@ class Stack:
         todo = [(b"", tuple(range(len(self._lowers))), False)]
         while todo:
             path, below, fresh = todo.pop()
-            listed = set(_names(self._upper, path))
-            own = {name for name in listed if self._marks.own(name)}
-            names = (listed - own) | {meant for name in own if (meant := self._marks.meant(name)) is not None}
-            touched = False
-            for name in names:
-                change, inner = self._judge(join(path, name), below, fresh)
-                if change:
-                    found.append(change)
-                    touched = True
-                if inner:
-                    todo.append(inner)
-            if not below or fresh:
-                continue
-            if not self._same(path, below[0], mtime=False):
-                found.append(Change(path, ChangeKind.MODIFIED))
-            elif path and not touched and not self._same(path, below[0]):
-                moved.append(path)
+            try:
+                touched = False
+                for name in self._names(path):
+                    try:
+                        change, inner = self._judge(join(path, name), below, fresh)
+                    except _VANISHED:
+                        continue
+                    if change:
+                        found.append(change)
+                        touched = True
+                    if inner:
+                        todo.append(inner)
+                if not below or fresh:
+                    continue
+                if not self._same(path, below[0], mtime=False):
+                    found.append(Change(path, ChangeKind.MODIFIED))
+                elif path and not touched and not self._same(path, below[0]):
+                    moved.append(path)
+            except _VANISHED:  # what a running container removes meanwhile is not there
+                if not path:
+                    raise
         # A time that a copy made deeper down may have changed says nothing where a change there says it all.
         told = set() if self._marks.keeps_times else {above for change in found for above in ancestors(change.path)}
         found += [Change(path, ChangeKind.MODIFIED) for path in moved if path not in told]
         return sorted(found, key=lambda change: change.path)
+
+    def _names(self, path: bytes) -> set[bytes]:
+        """List the names in a directory of the upper layer, those that are but marked there too."""
+        listed = set(_names(self._upper, path))
+        own = {name for name in listed if self._marks.own(name)}
+        return (listed - own) | {meant for name in own if (meant := self._marks.meant(name)) is not None}
 
     def _judge(self, path: bytes, places: tuple[int, ...], fresh: bool) -> tuple[Change | None, Inner | None]:
         """Judge one path: its change, and the directory to go into. Merged directories are judged when gone through."""
