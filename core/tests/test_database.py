@@ -92,3 +92,16 @@ def test_a_file_that_is_no_database_is_named_with_what_to_do(tmp_path):
     assert str(error.value) == (
         f"database: opening {path} failed: file is not a database; restore it from a backup, or move it away"
     )
+
+
+def test_a_database_of_an_older_schema_is_brought_up_step_by_step_and_all_or_nothing(tmp_path):
+    path = tmp_path / "words.db"
+    database.connect(path, schema=SCHEMA).close()
+    steps = ("CREATE TABLE two (a)", "CREATE TABLE three (a); CREATE TABLE three (b)")
+    with pytest.raises(sqlite3.OperationalError):
+        database.connect(path, schema="", version=3, upgrades=steps)
+    db = database.connect(path, schema="", version=2, upgrades=steps)
+    names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    db.close()
+    assert "two" in names
+    assert "three" not in names

@@ -3,12 +3,14 @@
 import io
 import os
 import sqlite3
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from transom.contract.storage import Mount, State, Storage, Usage
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported
-from transom.services.snapshots import Snapshots
+from transom.services.snapshots import Layer, Snapshots
 from transom.services.trees import copy_tree, remove_tree
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: layers are mounted")
@@ -162,3 +164,55 @@ def test_what_the_kernel_refuses_names_driver_and_place(layers, monkeypatch):
         "storage plain: operation /place failed: No space left on device"
     )
     assert not layers.exists("x")
+
+
+def test_records_of_the_release_before_labels_are_read_and_can_be_labelled(layers):
+    home = Path(layers._home)
+    home.mkdir(parents=True)
+    (layers.driver.root / "0123").mkdir(parents=True)
+    with sqlite3.connect(layers._path) as db:
+        db.executescript("""
+            CREATE TABLE layer (
+                id TEXT PRIMARY KEY, key TEXT NOT NULL UNIQUE, parent TEXT REFERENCES layer(id),
+                state TEXT NOT NULL CHECK (state IN ('preparing', 'active', 'view', 'committed', 'removing')),
+                created INTEGER NOT NULL
+            ) WITHOUT ROWID;
+            CREATE INDEX layer_parent ON layer(parent);
+            INSERT INTO layer VALUES ('0123', 'base', NULL, 'committed', 7);
+            PRAGMA user_version = 1;
+        """)
+    db.close()
+    base = layers.stat("base")
+    assert base == Layer("base", "0123", None, State.COMMITTED, created=7, updated=7, labels={})
+    assert layers.update(msgspec.structs.replace(base, labels={"a": "b"})).labels == {"a": "b"}
+    assert layers.prepare("top", "base", labels={"c": "d"}).parent == "base"
+    assert layers.check() == []
+
+
+def test_what_cannot_be_changed_in_a_record_is_said(layers):
+    top = layers.prepare("top", None, labels={"a": "b"})
+    say = "storage plain: "
+    other = msgspec.structs.replace(top, key="new", state=State.COMMITTED)
+    assert refused(ConfigError, layers.update, other) == (
+        say + "key and state of layer 'top' cannot be changed, only its labels"
+    )
+    assert refused(ConfigError, layers.prepare, "x", None, labels={"k" * 90: "v" * 4096}) == (
+        f"label '{'k' * 50}...' of a layer: its key and value have 4186 bytes, at most 4096 are allowed"
+    )
+    assert refused(ConfigError, layers.prepare, "x", None, labels={"": "v"}) == "label '' of a layer: it has no key"
+    layers.update(top)
+    assert refused(Conflict, layers.update, top) == say + "layer 'top' was changed meanwhile: read its record again"
+    layers.remove("top")
+    assert refused(NotFound, layers.update, top) == say + "no layer 'top'"
+
+
+def test_a_diff_against_a_stranger_names_the_ancestors_there_are(layers):
+    committed(layers, "a")
+    committed(layers, "b", "a")
+    layers.prepare("top", "b")
+    assert refused(ConfigError, layers.diff, "top", io.BytesIO(), since="x") == (
+        "storage plain: 'x' is no ancestor of layer 'top'; it has b, a"
+    )
+    assert refused(ConfigError, layers.changes, "a", since="top") == (
+        "storage plain: 'top' is no ancestor of layer 'a'; it has none"
+    )

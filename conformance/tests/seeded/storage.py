@@ -4,6 +4,7 @@ import io
 import os
 import random
 import shutil
+import sqlite3
 import stat
 import subprocess
 import tarfile
@@ -144,6 +145,32 @@ class LetsTheCommittedBeWritten(Vfs):
     def mounts(self, id, parents, state):
         (found,) = super().mounts(id, parents, state)
         return (Mount(type=found.type, source=found.source, readonly=state is State.VIEW),)
+
+
+class WritesRecords(Vfs):
+    """Writes into core's records, which are beside its root."""
+
+    def close(self):
+        path = f"{self.root}.layers/layers.db"
+        if os.path.exists(path):
+            db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            db.execute(f"UPDATE layer SET {self.what}")
+            db.close()
+
+
+@found_by("test_labels_are_kept_and_can_be_changed")
+class ForgetsLabelsAtRestart(WritesRecords):
+    what = "labels = '{}'"
+
+
+@found_by("test_nothing_of_a_record_but_its_labels_can_be_changed")
+class ChangesALabelAtRestart(WritesRecords):
+    what = "labels = json_replace(labels, '$.n', '0')"
+
+
+@found_by("test_labels_that_a_kill_interrupts_are_the_old_or_the_new")
+class LosesOneOfTheLabels(WritesRecords):
+    what = "labels = json_remove(labels, '$.same')"
 
 
 @found_by("test_removing_what_is_absent_succeeds")

@@ -230,7 +230,8 @@ class Containers:
 
         snapshots = self.engine.snapshots(container.driver)
         parent = init_layer(self.engine, image, snapshots)
-        snapshots.prepare(container.id, parent, size=self.size_of(container, snapshots))
+        labels = {"transom.container": container.name, "transom.image": container.config.image}
+        snapshots.prepare(container.id, parent, size=self.size_of(container, snapshots), labels=labels)
         directory = self.engine.container_dir(container.id)
         os.makedirs(directory, mode=0o710)
         self.engine.volumes.provide(container)

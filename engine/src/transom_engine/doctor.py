@@ -387,8 +387,8 @@ class _Leftovers:
                 yield from self._broken_layers(snapshots)
                 for layer in unneeded_layers(self.engine, snapshots):
                     if self._unclaimed(snapshots, layer):
-                        subject, text = f"{name} {layer.key}", "no container and no image needs it"
-                        yield Fault("layer", subject, text, partial(snapshots.remove, layer.key))
+                        text = f"no container and no image needs it{_made_for(layer)}"
+                        yield Fault("layer", f"{name} {layer.key}", text, partial(snapshots.remove, layer.key))
             finally:
                 lock.release()
 
@@ -516,6 +516,12 @@ class _Leftovers:
 
 class _Undone(Exception):
     """Rolls a transaction back."""
+
+
+def _made_for(layer: Layer) -> str:
+    """Say whose layer it was, where its labels do."""
+    name, image = (layer.labels.get(f"transom.{what}", "") for what in ("container", "image"))
+    return f"; it was made for the container {name} of {image}" if name else ""
 
 
 def _mend(snapshots: Snapshots, line: str) -> None:

@@ -382,6 +382,20 @@ def test_layers_that_nothing_needs_are_found_and_removed(unpacked, key):
         assert not snapshots.exists(key)
 
 
+def test_a_layer_whose_container_was_forgotten_says_whose_it_was(unpacked):
+    id = unpacked("create", "--network", "none", "--name", "web", "busybox")
+    with engine_of(unpacked) as engine:
+        layer = engine.snapshots().stat(id)
+        assert layer.labels == {"transom.container": "web", "transom.image": "busybox"}
+        with engine.lock(id):
+            engine.snapshots().remove(id)
+        engine.snapshots().prepare(STRAY, layer.parent, labels=layer.labels)
+        name = engine.snapshots().driver.name
+    unpacked("rm", "web")
+    made = "it was made for the container web of busybox"
+    heals(unpacked, f"layer {name} {STRAY}: no container and no image needs it; {made}")
+
+
 def test_the_layers_of_an_image_removed_beside_the_engine_go(unpacked):
     with engine_of(unpacked) as engine:
         engine.images.remove("busybox")

@@ -68,18 +68,20 @@ class Inputs(StorageCases):
         layers.close()
         path = f"{layers.driver.root}.layers/layers.db"
 
-        def say(version: int) -> None:
+        def say(version: int) -> int:
             db = sqlite3.connect(path, isolation_level=None)
+            before = int(db.execute("PRAGMA user_version").fetchone()[0])
             db.execute(f"PRAGMA user_version = {version}")
             db.close()
+            return before
 
-        say(99)
+        known = say(99)
         again = Layers(layers.world)
         for attempt in (lambda: again.snapshots.stat("base"), again.snapshots.recover):
             with pytest.raises(ConfigError, match="newer"):
                 attempt()
         again.close()
-        say(1)
+        say(known)
         assert layers.snapshots.exists("base")
 
     def test_on_a_file_system_that_became_read_only_every_change_is_refused_in_words(self, layers: Layers) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from transom.contract.storage import State, StorageCapability
-from transom.errors import Conflict, NotFound, NotSupported
+from transom.errors import ConfigError, Conflict, NotFound, NotSupported
 from transom_conformance.storage.cases import StorageCases
 from transom_conformance.storage.layers import Layers, Node, names_in, put, tree_of
 from transom_conformance.storage.scribbles import scribble
-from transom_conformance.suite import undeclared
+from transom_conformance.suite import in_child, undeclared
 
 
 class LifeCycle(StorageCases):
@@ -195,7 +198,7 @@ class LifeCycle(StorageCases):
         assert [layer.key for layer in layers.snapshots.walk()] == ["base", "a"]
 
     def test_when_a_layer_was_made_is_kept(self, layers: Layers) -> None:
-        """11: in nanoseconds, through commit and restart; nothing else of a record can be changed."""
+        """11: in nanoseconds, through commit and restart."""
         before = time.time_ns()
         layers.active("a")
         after = time.time_ns()
@@ -207,6 +210,75 @@ class LifeCycle(StorageCases):
             assert again.snapshots.stat("b").created == made
         finally:
             again.close()
+
+    def test_labels_are_kept_and_can_be_changed(self, layers: Layers) -> None:
+        """11: from prepare on, through commit and restart; the layer itself is not touched."""
+        layers.committed("base", fill=put(a="1"))
+        made = layers.snapshots.prepare("a", "base", labels={"image": "busybox", "\u00fc": "\n\0'"})
+        assert (made.labels, made.updated) == ({"image": "busybox", "\u00fc": "\n\0'"}, made.created)
+        before = layers.tree("a"), layers.driver.owned()
+        changed = layers.snapshots.update(msgspec.structs.replace(made, labels={"image": "debian", "x": "1" * 4095}))
+        assert changed == layers.snapshots.stat("a")
+        assert (changed.labels, changed.created) == ({"image": "debian", "x": "1" * 4095}, made.created)
+        assert changed.updated > made.updated
+        assert (layers.tree("a"), layers.driver.owned()) == before
+        done = layers.snapshots.commit("a", "b", labels={"x": "", "y": "2"})
+        assert (done.labels, done.created) == ({"image": "debian", "x": "", "y": "2"}, made.created)
+        assert done.updated > changed.updated
+        assert layers.snapshots.update(msgspec.structs.replace(done, labels={"z": "3"})).labels == {"z": "3"}
+        again = layers.reopen()
+        try:
+            assert [(layer.key, layer.labels) for layer in again.snapshots.walk()] == [("base", {}), ("b", {"z": "3"})]
+        finally:
+            again.close()
+
+    def test_nothing_of_a_record_but_its_labels_can_be_changed(self, layers: Layers) -> None:
+        """11: nor by who read the record before another changed it."""
+        layers.committed("base")
+        layer = layers.snapshots.prepare("a", "base", labels={"n": "0"})
+        fields: dict[str, object] = {"key": "b", "parent": None, "state": State.COMMITTED, "created": 1}
+        for name, value in fields.items():
+            with pytest.raises(ConfigError, match=f": {name} of layer 'a' cannot be changed, only its labels"):
+                layers.snapshots.update(msgspec.structs.replace(layer, labels={"n": "1"}, **{name: value}))
+        for labels, why in (({"n" * 4096: "1"}, "4097 bytes, at most 4096"), ({"": "1"}, "no key")):
+            for attempt in (
+                lambda labels=labels: layers.snapshots.update(msgspec.structs.replace(layer, labels=labels)),
+                lambda labels=labels: layers.snapshots.prepare("b", "base", labels=labels),
+                lambda labels=labels: layers.snapshots.commit("a", "b", labels=labels),
+            ):
+                with pytest.raises(ConfigError, match=why):
+                    attempt()
+        assert layers.snapshots.stat("a") == layer
+        layers.snapshots.update(msgspec.structs.replace(layer, labels={"n": "1"}))
+        with pytest.raises(Conflict, match="read its record again"):
+            layers.snapshots.update(msgspec.structs.replace(layer, labels={"n": "2"}))
+        again = layers.reopen()
+        try:
+            assert [(layer.key, layer.labels) for layer in again.snapshots.walk()] == [("base", {}), ("a", {"n": "1"})]
+            again.snapshots.remove("a")
+            with pytest.raises(NotFound):
+                again.snapshots.update(layer)
+        finally:
+            again.close()
+
+    def test_labels_that_a_kill_interrupts_are_the_old_or_the_new(self, layers: Layers) -> None:
+        """11, 59: never some of each."""
+        layers.snapshots.prepare("a", None, labels={"n": "0", "same": "0"})
+        layers.close()
+
+        def change() -> None:
+            own = Layers(layers.world)
+            layer = own.snapshots.stat("a")
+            for n in count():
+                layer = own.snapshots.update(msgspec.structs.replace(layer, labels={"n": f"{n}", "same": f"{n}"}))
+
+        for n in range(6):
+            assert in_child(change, kill_after=0.05 + n / 50) == -signal.SIGKILL
+            found = layers.snapshots.stat("a").labels
+            assert found.keys() == {"n", "same"}
+            assert found["n"] == found["same"]
+            assert layers.snapshots.check() == layers.snapshots.recover() == []
+            layers.close()
 
     def test_closing_twice_is_harmless(self, layers: Layers) -> None:
         """13."""

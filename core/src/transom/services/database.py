@@ -23,12 +23,15 @@ _SHARED = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
 _F_OFD_SETLK = 37
 
 
-def connect(path: str | os.PathLike[str], *, schema: str, version: int = 1) -> sqlite3.Connection:
+def connect(
+    path: str | os.PathLike[str], *, schema: str, version: int = 1, upgrades: tuple[str, ...] = ()
+) -> sqlite3.Connection:
     """Open a database in autocommit mode; make it, with its directory, when it is missing.
 
     Args:
         schema: statements that make it; they run once, in one transaction.
         version: of the schema, from 1 on.
+        upgrades: statements that make schema 2 of 1, 3 of 2 and so on, each run in one transaction.
 
     Raises:
         ConfigError: a newer release wrote it.
@@ -47,6 +50,10 @@ def connect(path: str | os.PathLike[str], *, schema: str, version: int = 1) -> s
                     db.executescript(f"BEGIN IMMEDIATE; {schema}; PRAGMA user_version = {version}; COMMIT;")
         elif found > version:
             raise ConfigError(f"{path} is of a newer transom (schema {found}): upgrade, or use another data-root")
+        elif found < version:
+            with Lock(f"{path}.lock"):
+                for n in range(_version(db), version):
+                    db.executescript(f"BEGIN IMMEDIATE; {upgrades[n - 1]}; PRAGMA user_version = {n + 1}; COMMIT;")
         db.execute("PRAGMA synchronous = NORMAL")
     except BaseException as error:
         db.close()

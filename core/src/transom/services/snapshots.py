@@ -19,7 +19,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import IO, TypeVar
@@ -40,10 +40,19 @@ _SCHEMA = """
         key TEXT NOT NULL UNIQUE,
         parent TEXT REFERENCES layer(id),
         state TEXT NOT NULL CHECK (state IN ('preparing', 'active', 'view', 'committed', 'removing')),
-        created INTEGER NOT NULL
+        created INTEGER NOT NULL,
+        updated INTEGER NOT NULL,
+        labels TEXT NOT NULL
     ) WITHOUT ROWID;
     CREATE INDEX layer_parent ON layer(parent);
 """
+_UPGRADES = (
+    """
+    ALTER TABLE layer ADD COLUMN updated INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE layer ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
+    UPDATE layer SET updated = created
+    """,
+)
 _ANCESTORS = """
     WITH RECURSIVE chain(id, parent, depth) AS (
         SELECT id, parent, 0 FROM layer WHERE id = ?
@@ -52,19 +61,32 @@ _ANCESTORS = """
 """
 _UNFINISHED = frozenset({"preparing", "removing"})
 _SELECT = """
-    SELECT l.id, l.key, p.key, l.state, l.created FROM layer l LEFT JOIN layer p ON p.id = l.parent
+    SELECT l.id, l.key, p.key, l.state, l.created, l.updated, l.labels FROM layer l LEFT JOIN layer p ON p.id = l.parent
     WHERE l.state NOT IN ('preparing', 'removing')
 """
+_FIXED = ("key", "parent", "state", "created")
+LABEL_MAX = 4096
+"""The most bytes that a label's key and value may have together (containerd's bound)."""
+_LABELS = msgspec.json.Decoder(dict[str, str])
 
 
 class Layer(msgspec.Struct, frozen=True):
-    """A layer as callers know it: `key` and `parent` are names, `id` is the driver's, `created` in nanoseconds."""
+    """A layer as callers know it.
+
+    Attributes:
+        key, parent: names; `id` is the driver's.
+        created: in nanoseconds since the epoch.
+        updated: when it was made, committed or given other labels, whichever was last; it grows with each of these.
+        labels: words of whoever made it; they mean nothing here.
+    """
 
     key: str
     id: str
     parent: str | None
     state: State
     created: int
+    updated: int
+    labels: Mapping[str, str] = {}
 
 
 class Snapshots:
@@ -131,11 +153,20 @@ class Snapshots:
 
     # Life cycle
 
-    def prepare(self, key: str, parent: str | None, *, size: int | None = None, idmap: IdMap | None = None) -> Layer:
+    def prepare(
+        self,
+        key: str,
+        parent: str | None,
+        *,
+        size: int | None = None,
+        idmap: IdMap | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Layer:
         """Make the active layer `key` over the committed layer `parent`.
 
         Args:
             size: the most bytes it may hold.
+            labels: see `Layer.labels`; each at most `LABEL_MAX` bytes long.
 
         Raises:
             Conflict: the key is taken, or the parent is not committed.
@@ -145,7 +176,7 @@ class Snapshots:
         for asked, needs in ((size, StorageCapability.QUOTA), (idmap, StorageCapability.IDMAP)):
             if asked is not None and needs not in self.driver.capabilities:
                 raise self.driver.unsupported(needs)
-        return self._make(key, parent, State.ACTIVE, partial(self.driver.prepare, size=size, idmap=idmap))
+        return self._make(key, parent, State.ACTIVE, partial(self.driver.prepare, size=size, idmap=idmap), labels)
 
     def view(self, key: str, parent: str) -> Layer:
         """Make the read-only layer `key` over the committed layer `parent`; raises like `prepare`."""
@@ -157,13 +188,17 @@ class Snapshots:
         with self.claim(source):
             return self._make(key, origin.parent, State.ACTIVE, partial(self.driver.clone, source=origin.id))
 
-    def commit(self, key: str, name: str) -> Layer:
+    def commit(self, key: str, name: str, *, labels: Mapping[str, str] | None = None) -> Layer:
         """Make the active layer `key` immutable under the new key `name`; on return it survives a power loss.
+
+        Args:
+            labels: more labels; those that it has stay.
 
         Raises:
             Conflict: `name` is taken, or the layer is not active or in use.
         """
         _check_key(name)
+        more = _labels_text(labels)
         layer = self._active(key, "only active layers are committed")
         if name != key and self._row(name) is not None:
             raise self._taken(name)
@@ -171,10 +206,34 @@ class Snapshots:
             self.driver.commit(id=layer.id, parents=self._parents(layer.id))
             with database.durably(self._db()):
                 try:
-                    self._db().execute("UPDATE layer SET key = ?, state = 'committed' WHERE id = ?", (name, layer.id))
+                    self._db().execute(
+                        "UPDATE layer SET key = ?, state = 'committed', updated = max(updated + 1, ?),"
+                        " labels = json_patch(labels, ?) WHERE id = ?", (name, time.time_ns(), more, layer.id)
+                    )  # fmt: skip
                 except sqlite3.IntegrityError:
                     raise self._taken(name) from None
         return self.stat(name)
+
+    def update(self, layer: Layer) -> Layer:
+        """Give a layer the labels that `layer`, its record with others in it, has; return the new record.
+
+        Raises:
+            ConfigError: a label is too long, or something else in the record is not the layer's: it cannot be changed.
+            Conflict: the layer was changed after the record was read.
+        """
+        labels = _labels_text(layer.labels)
+        with self._working(), database.transaction(self._db()) as db:
+            found = self._by_id(layer.id)
+            if found is None:
+                raise NotFound(self._says(f"no layer {layer.key!r}"))
+            if found.updated != layer.updated:
+                raise Conflict(self._says(f"layer {found.key!r} was changed meanwhile: read its record again"))
+            if fixed := [name for name in _FIXED if getattr(found, name) != getattr(layer, name)]:
+                what = " and ".join(fixed)
+                raise ConfigError(self._says(f"{what} of layer {found.key!r} cannot be changed, only its labels"))
+            now = max(found.updated + 1, time.time_ns())
+            db.execute("UPDATE layer SET labels = ?, updated = ? WHERE id = ?", (labels, now, layer.id))
+        return self.stat(layer.key)
 
     def remove(self, key: str) -> None:
         """Remove the layer. Absent is success.
@@ -210,11 +269,19 @@ class Snapshots:
         self.driver.remove(id=id)
         self._db().execute("DELETE FROM layer WHERE id = ?", (id,))
 
-    def _make(self, key: str, parent: str | None, state: State, act: Callable[..., None]) -> Layer:
+    def _make(
+        self,
+        key: str,
+        parent: str | None,
+        state: State,
+        act: Callable[..., None],
+        labels: Mapping[str, str] | None = None,
+    ) -> Layer:
         _check_key(key)
+        text = _labels_text(labels)
         id = os.urandom(10).hex()
         with self._working() as lock:
-            parents = self._intend(lock, id, key, parent)
+            parents = self._intend(lock, id, key, parent, text)
             try:
                 act(id=id, parents=parents)
             except BaseException:
@@ -223,15 +290,16 @@ class Snapshots:
             self._db().execute("UPDATE layer SET state = ? WHERE id = ?", (state.value, id))
         return self.stat(key)
 
-    def _intend(self, lock: Lock, id: str, key: str, parent: str | None) -> tuple[str, ...]:
+    def _intend(self, lock: Lock, id: str, key: str, parent: str | None, labels: str) -> tuple[str, ...]:
         """Write down that a layer is being made; returns the ids of its ancestors."""
         for attempt in range(2):
             with database.transaction(self._db()) as db:
                 taken = self._row(key)
                 if taken is None:
                     parents = self._committed_chain(parent)
-                    row = (id, key, parents[0] if parents else None, time.time_ns())
-                    db.execute("INSERT INTO layer VALUES (?, ?, ?, 'preparing', ?)", row)
+                    now = time.time_ns()
+                    row = (id, key, parents[0] if parents else None, "preparing", now, now, labels)
+                    db.execute("INSERT INTO layer VALUES (?, ?, ?, ?, ?, ?, ?)", row)
                     return parents
             # The name may be held by what a killed process left: clear it away once, if nobody is at work.
             if attempt or self._layer(key) or not self._clear(lock, taken[0]):
@@ -298,7 +366,7 @@ class Snapshots:
         """Return the ancestor of that name; None for the parent, which needs no name."""
         if key in (None, layer.parent):
             return None
-        chain = [self._by_id(id) for id in self._parents(layer.id)]
+        chain = [found for id in self._parents(layer.id) if (found := self._by_id(id))]
         for found in chain:
             if found.key == key:
                 return found
@@ -436,7 +504,7 @@ class Snapshots:
         if self._connection is None:
             with self._in_words():
                 os.makedirs(self.driver.root, mode=0o711, exist_ok=True)
-                self._connection = database.connect(self._path, schema=_SCHEMA)
+                self._connection = database.connect(self._path, schema=_SCHEMA, version=2, upgrades=_UPGRADES)
             self._connection.execute("PRAGMA foreign_keys = ON")
             if not self._connection.execute("SELECT 1 FROM layer LIMIT 1").fetchone():
                 self._refuse_strangers()
@@ -458,8 +526,9 @@ class Snapshots:
         row = self._db().execute(f"{_SELECT} AND l.key = ?", (key,)).fetchone()
         return _read(row) if row else None
 
-    def _by_id(self, id: str) -> Layer:
-        return _read(self._db().execute(f"{_SELECT} AND l.id = ?", (id,)).fetchone())
+    def _by_id(self, id: str) -> Layer | None:
+        row = self._db().execute(f"{_SELECT} AND l.id = ?", (id,)).fetchone()
+        return _read(row) if row else None
 
     def _row(self, key: str) -> tuple[str] | None:
         """Return the id under that key, unfinished layers included."""
@@ -496,8 +565,19 @@ class Snapshots:
             raise DriverError("operation", driver=who, subject=subject, cause=error) from error
 
 
-def _read(row: tuple[str, str, str | None, str, int]) -> Layer:
-    return Layer(id=row[0], key=row[1], parent=row[2], state=State(row[3]), created=row[4])
+def _read(row: tuple[str, str, str | None, str, int, int, str]) -> Layer:
+    id, key, parent, state, created, updated, labels = row
+    return Layer(key, id, parent, State(state), created, updated, _LABELS.decode(labels))
+
+
+def _labels_text(labels: Mapping[str, str] | None) -> str:
+    for key, value in (labels or {}).items():
+        length = len(os.fsencode(key)) + len(os.fsencode(value))
+        if not key or length > LABEL_MAX:
+            name = ascii(key if len(key) < 60 else key[:50] + "...")
+            why = f"its key and value have {length} bytes, at most {LABEL_MAX} are allowed" if key else "it has no key"
+            raise ConfigError(f"label {name} of a layer: {why}")
+    return msgspec.json.encode(dict(labels or {})).decode()
 
 
 def _check_key(key: str) -> None:
