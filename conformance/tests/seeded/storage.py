@@ -206,6 +206,28 @@ class MeasuresNothing(Vfs):
         return Usage(size=0, inodes=0)
 
 
+@found_by("test_a_layer_that_was_changed_from_outside_is_told_from_its_tar")
+class TouchesTheParent(Vfs):
+    def prepare(self, id, parents, size, idmap):
+        super().prepare(id, parents, size, idmap)
+        if parents and not list(self.root.glob("*/own")):
+            os.utime(self.root / parents[0] / "kept")
+
+
+@found_by("test_a_layer_that_was_changed_from_outside_is_told_from_its_tar")
+class ShowsACopyOfWhatWasCommitted(Vfs):
+    def commit(self, id, parents):
+        copy_tree(self.root / id, self.root / f"{id}.Copy")
+        super().commit(id, parents)
+
+    def mounts(self, id, parents, state):
+        return super().mounts(f"{id}.Copy" if state is State.COMMITTED else id, parents, state)
+
+    def remove(self, id):
+        remove_tree(self.root / f"{id}.Copy")
+        super().remove(id)
+
+
 @found_by("test_what_was_committed_survives_a_power_loss")
 class CommitsWithoutSyncing(Vfs):
     def commit(self, id, parents):

@@ -23,6 +23,7 @@ from transom_engine.containers import RUNNING
 if TYPE_CHECKING:
     from transom.contract.limits import Limits
     from transom.contract.network import NetworkDriver
+    from transom.contract.storage import Change
     from transom.services.ipam import Ipam
     from transom.services.snapshots import Layer, Snapshots
     from transom_engine.engine import Engine
@@ -89,9 +90,13 @@ class Fault(msgspec.Struct, frozen=True):
     repair: Callable[[], object]
 
 
-def examine(engine: Engine, *, repair: bool = False) -> Report:
-    """Look at the host and for leftovers; with `repair` put each right."""
-    leftovers = _Leftovers(engine)
+def examine(engine: Engine, *, repair: bool = False, deep: bool = False) -> Report:
+    """Look at the host and for leftovers; with `repair` put each right.
+
+    Args:
+        deep: compare every layer of an image with the tar it was made of, as long as unpacking them all takes.
+    """
+    leftovers = _Leftovers(engine, deep=deep)
     findings = []
     for fault in leftovers.faults():
         failure = ""
@@ -199,8 +204,8 @@ def _disk(engine: Engine) -> Check:
 class _Leftovers:
     """Finds what no command and no container will ever use again."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, *, deep: bool = False) -> None:
+        self.engine, self._deep = engine, deep
         self.remarks: list[str] = []
         self._dead: set[str] = set()
 
@@ -389,6 +394,8 @@ class _Leftovers:
                     if self._unclaimed(snapshots, layer):
                         text = f"no container and no image needs it{_made_for(layer)}"
                         yield Fault("layer", f"{name} {layer.key}", text, partial(snapshots.remove, layer.key))
+                if self._deep:
+                    yield from self._changed_layers(snapshots)
             finally:
                 lock.release()
 
@@ -406,6 +413,31 @@ class _Leftovers:
         for line in lines:
             text = line.removeprefix(f"storage {name}: ")
             yield Fault("layer", name, text, partial(_mend, snapshots, line))
+
+    def _changed_layers(self, snapshots: Snapshots) -> Iterator[Fault]:
+        """Compare the layers of images with their tars; those over a changed one are judged when it is put right."""
+        from transom_engine.images.unpack import open_layer
+
+        good: dict[str, bool] = {}
+        for image in self.engine.images.walk():
+            for layer in image.layers:
+                key = layer.chain_id
+                if key not in good:
+                    if not snapshots.exists(key):
+                        break
+                    try:
+                        with open_layer(layer, self.engine.content) as stream:
+                            changes = snapshots.verify(key, stream)  # type: ignore[arg-type]  # an IO[bytes] but in name
+                            stream.finish()
+                    except TransomError as error:
+                        self.remarks.append(f"layer {snapshots.driver.name} {key} was not compared: {error}")
+                        break
+                    good[key] = not changes
+                    if changes:
+                        act = partial(_replace_layer, self.engine, snapshots, key)
+                        yield Fault("layer", f"{snapshots.driver.name} {key}", _changed_text(changes), act)
+                if not good[key]:
+                    break
 
     @staticmethod
     def _unclaimed(snapshots: Snapshots, layer: Layer) -> bool:
@@ -516,6 +548,28 @@ class _Leftovers:
 
 class _Undone(Exception):
     """Rolls a transaction back."""
+
+
+def _changed_text(changes: list[Change]) -> str:
+    """Name what was changed, in the letters of ``transom diff``."""
+    shown = ", ".join(f"{c.kind} {ascii(os.fsdecode(b'/' + c.path))[1:-1]}" for c in changes[:3])
+    more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+    return f"it was changed by something else than transom: {shown}{more}"
+
+
+def _replace_layer(engine: Engine, snapshots: Snapshots, key: str) -> None:
+    """Remove a layer, and those over it; they are unpacked again when they are needed.
+
+    Raises:
+        Conflict: a container is made over it.
+    """
+    over = {key}
+    for layer in snapshots.walk():  # parents come first
+        if layer.parent in over:
+            over.add(layer.key)
+    if names := sorted(c.name for c in engine.state.containers() if c.id in over):
+        raise Conflict(f"made over it are the containers {', '.join(names)}: remove them, then repair again")
+    _drop(snapshots, key)
 
 
 def _made_for(layer: Layer) -> str:

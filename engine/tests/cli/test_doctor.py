@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import glob
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -413,6 +414,47 @@ def test_a_lost_layer_of_an_image_is_unpacked_again_after_the_repair(unpacked):
         snapshots.driver.remove(id=base.id)
     heals(unpacked, f"layer {snapshots.driver.name}: layer {base.key} has a record but no data")
     assert unpacked("run", "--rm", "--network", "none", "busybox", "echo", "hello") == "hello"
+
+
+def changed_from_outside(snapshots, key):
+    """Change the image's layer behind the engine's back, on disk, and return its words about it."""
+    layer = snapshots.stat(key)
+    content = Path(snapshots.driver.content(id=layer.id) or f"{snapshots.driver.root}/{layer.id}")
+    (content / "added").write_text("1")
+    (content / "bin" / "busybox").chmod(0o4755)
+    what = "A /added, C /bin/busybox"
+    return f"layer {snapshots.driver.name} {key}: it was changed by something else than transom: {what}"
+
+
+def test_a_layer_that_was_changed_from_outside_is_found_when_looked_at_deeply_and_replaced(unpacked):
+    assert ask(unpacked, "--deep") == (0, [])
+    with engine_of(unpacked) as engine:
+        snapshots = engine.snapshots()
+        base = next(layer for layer in snapshots.walk() if layer.parent is None)
+        line = changed_from_outside(snapshots, base.key)
+        owned = snapshots.driver.owned()
+    assert ask(unpacked) == (0, []), "nobody asked to compare"
+    assert ask(unpacked, "--deep") == (1, [line])
+    id = unpacked("create", "--network", "none", "--name", "web", "busybox")
+    done = unpacked.call("doctor", "--deep", "--repair")
+    failure = "made over it are the containers web: remove them, then repair again"
+    assert f"  failed   {line}; it could not be repaired: {failure}" in done.out.splitlines()
+    unpacked("rm", "web")
+    with engine_of(unpacked) as engine:
+        assert not engine.snapshots().exists(id)
+        assert engine.snapshots().driver.owned() == owned, "nothing of what was unpacked to compare is left"
+    assert ask(unpacked, "--deep", "--repair") == (0, [line])
+    assert "added" not in unpacked("run", "--rm", "--network", "none", "busybox", "ls", "/").split()
+    assert ask(unpacked, "--deep") == (0, [])
+
+
+def test_a_layer_whose_tar_is_gone_is_said_not_to_be_compared(unpacked):
+    with engine_of(unpacked) as engine:
+        (image,) = engine.images.walk()
+        os.unlink(engine.content.path(image.layers[0].digest))
+    report = msgspec.json.decode(unpacked("doctor", "--deep", "--format", "json"))
+    (remark,) = report["Remarks"]
+    assert re.fullmatch(rf"layer \w+ {image.layers[0].chain_id} was not compared: .*{image.layers[0].digest}.*", remark)
 
 
 def test_a_container_whose_data_is_lost_is_named_and_stays(unpacked):

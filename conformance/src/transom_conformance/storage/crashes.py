@@ -16,9 +16,10 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from transom.contract.storage import State, Storage, StorageCapability
-from transom.errors import DriverError
+from transom.contract.storage import Change, ChangeKind, State, Storage, StorageCapability
+from transom.errors import DriverError, TransomError
 from transom.services.files import sync_filesystem
+from transom.services.mounts import mount_all, privately, unmount
 from transom.services.snapshots import Snapshots
 from transom_conformance.faults import (
     Announcement,
@@ -505,6 +506,73 @@ class Crashes(StorageCases):
         layers.snapshots.remove("lost")
         assert layers.snapshots.check() == []
         assert layers.inside("base", names_in) == ["a"]
+
+    def test_a_layer_that_was_changed_from_outside_is_told_from_its_tar(self, layers: Layers) -> None:
+        """66: path by path, also where size and time are as before; unless the driver lets nobody change it."""
+
+        def child(top: Path) -> None:
+            (top / "gone").unlink()
+            put(file="2", d__x="1", d__y="1", sly="old")(top)
+            os.setxattr(top / "file", "trusted.x", b"1")
+
+        tars: dict[str, bytes] = {}
+        for name, parent, fill in (("base", None, put(gone="1", kept="1", d__k="1")), ("child", "base", child)):
+            layers.active("draft", parent, fill)
+            tars[name] = layers.diff("draft")
+            layers.snapshots.remove("draft")
+            layers.active("draft", parent)
+            layers.snapshots.apply("draft", io.BytesIO(tars[name]))
+            layers.snapshots.commit("draft", name)
+        layers.active("user", "child", put(own="1"))
+        before = layers.driver.owned()
+
+        def verify(key: str) -> list[Change]:
+            return layers.snapshots.verify(key, io.BytesIO(tars[key]))
+
+        def meddle(top: Path) -> None:
+            times = (top / "sly").stat()
+            (top / "sly").write_text("new")
+            os.utime(top / "sly", ns=(times.st_atime_ns, times.st_mtime_ns))
+            os.setxattr(top / "file", "trusted.x", b"2")
+            (top / "d" / "x").unlink()
+            (top / "d" / "y").chmod(0o4755)
+            (top / "gone").write_text("back")
+
+        assert verify("base") == verify("child") == []
+        protected = not self._meddled(layers, "child", meddle)
+        added, modified, deleted = ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.DELETED
+        wanted = [
+            Change(b"d/x", deleted), Change(b"d/y", modified), Change(b"file", modified), Change(b"gone", added),
+            Change(b"sly", modified),
+        ]  # fmt: skip
+        assert verify("child") == ([] if protected else wanted)
+        assert verify("base") == []
+        assert layers.driver.owned() == before
+        assert [layer.key for layer in layers.snapshots.walk()] == ["base", "child", "user"]
+
+    @staticmethod
+    def _meddled(layers: Layers, key: str, function: Callable[[Path], object]) -> bool:
+        """Change a committed layer behind core's back; False when the driver has it protected from that."""
+        layer, parents = layers.snapshots.stat(key), layers.parents(key)
+        place = layers.world.path / "meddled"
+        place.mkdir()
+
+        def run() -> None:
+            mounts = layers.driver.mounts(id=layer.id, parents=parents, state=State.ACTIVE)
+            mount_all(mounts, str(place))
+            try:
+                function(place)
+            finally:
+                for _ in mounts:
+                    unmount(str(place))
+
+        try:
+            privately(run)
+        except (OSError, TransomError) as error:
+            if getattr(error, "errno", None) != errno.EROFS:
+                raise
+            return False
+        return True
 
     def test_a_removal_that_was_interrupted_is_finished(self, layers: Layers) -> None:
         """64: killed again and again, the driver reports the layer until it is wholly gone, and each time goes on."""

@@ -17,7 +17,9 @@ Entries = dict[bytes, os.stat_result]
 Inode = tuple[int, int]
 
 
-def compare(*, lower: str | None, upper: str, only: frozenset[bytes] | None = None) -> Iterator[Change]:
+def compare(
+    *, lower: str | None, upper: str, only: frozenset[bytes] | None = None, directory_times: bool = True
+) -> Iterator[Change]:
     """List what changed from the tree `lower` to the tree `upper`, by the rules of `Storage.changes`.
 
     Sorted by path, bytewise, so that a directory comes before what it holds; everything is ADDED if `lower` is None.
@@ -35,6 +37,7 @@ def compare(*, lower: str | None, upper: str, only: frozenset[bytes] | None = No
     Args:
         only: the paths in `upper` of everything that can differ, a directory where names went or came included, and
             every name of a file that has several. Nothing else is looked at. None when nobody knows.
+        directory_times: look at the mtimes of directories.
 
     Raises:
         OSError: a tree cannot be read. What vanishes during the walk is listed as DELETED or MODIFIED.
@@ -44,7 +47,7 @@ def compare(*, lower: str | None, upper: str, only: frozenset[bytes] | None = No
             found = _Comparison(new=new, old=new).additions()
         else:
             with Tree(lower) as old:
-                found = _Comparison(new=new, old=old, only=only).differences()
+                found = _Comparison(new=new, old=old, only=only, directory_times=directory_times).differences()
     return iter(sorted(found, key=lambda change: change.path))
 
 
@@ -64,8 +67,10 @@ def _entries(tree: Tree, path: bytes) -> Entries:
 
 
 class _Comparison:
-    def __init__(self, *, new: Tree, old: Tree, only: frozenset[bytes] | None = None) -> None:
-        self._new, self._old = new, old
+    def __init__(
+        self, *, new: Tree, old: Tree, only: frozenset[bytes] | None = None, directory_times: bool = True
+    ) -> None:
+        self._new, self._old, self._directory_times = new, old, directory_times
         self._only = only if only is None else only | {above for path in only for above in ancestors(path)}
         self._changes: dict[bytes, Change] = {}
         self._old_links: dict[bytes, Inode] = {}
@@ -107,7 +112,7 @@ class _Comparison:
                         self._add(child, new)
                         self._note(child, ChangeKind.MODIFIED, opaque=stat.S_ISDIR(new.st_mode))
                         touched = True
-            if not self._same(path, was, now, mtime=bool(path) and not touched):
+            if not self._same(path, was, now, mtime=self._directory_times and bool(path) and not touched):
                 self._note(path, ChangeKind.MODIFIED)
         self._relink()
         return list(self._changes.values())

@@ -454,6 +454,24 @@ class Snapshots:
         orphans = sorted(owned - {id for id, _, _ in records})
         return [self._says(line) for line in [*said, *(f"{id} is on disk without a record" for id in orphans)]]
 
+    def verify(self, key: str, stream: IO[bytes]) -> list[Change]:
+        """List what was done to a layer since it was made of this tar: ADDED is what the tar does not make.
+
+        The tar is unpacked anew, beside the layer, and goes again; times of directories are not compared, since a tar
+        need not have them. A layer is judged with its parent as that is now: a chain is verified from below.
+
+        Raises:
+            Conflict: the layer is active and in use.
+        """
+        layer, draft = self.stat(key), f"verify-{os.urandom(6).hex()}"
+        fresh = self.prepare(draft, layer.parent)
+        try:
+            self.apply(draft, stream)
+            with self.claim(draft):
+                return self._alone(layer, _compared_with_fresh, fresh)
+        finally:
+            self.remove(draft)
+
     def close(self) -> None:
         """Close the database. Twice is harmless."""
         if self._connection is not None:
@@ -568,6 +586,12 @@ class Snapshots:
 def _read(row: tuple[str, str, str | None, str, int, int, str]) -> Layer:
     id, key, parent, state, created, updated, labels = row
     return Layer(key, id, parent, State(state), created, updated, _LABELS.decode(labels))
+
+
+def _compared_with_fresh(upper: str, lower: str | None) -> list[Change]:
+    from transom.services.differ import compare
+
+    return list(compare(lower=lower, upper=upper, directory_times=False))
 
 
 def _labels_text(labels: Mapping[str, str] | None) -> str:

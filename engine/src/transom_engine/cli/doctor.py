@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @click.command("doctor")
 @click.option("--repair", is_flag=True, help="Put right what is found")
+@click.option("--deep", is_flag=True, help="Compare every layer of an image with its tar")
 @click.option("--format", "format", default="", help="json for JSON")
 @pass_session
-def doctor_command(session: Session, /, repair: bool, format: str) -> int:
+def doctor_command(session: Session, /, repair: bool, deep: bool, format: str) -> int:
     """Probe this host and find what a crash left.
 
     It may run while containers do. The exit code is 0 when nothing is wrong, or everything was put right, else 1.
@@ -28,7 +29,7 @@ def doctor_command(session: Session, /, repair: bool, format: str) -> int:
 
     if format not in ("", "json"):
         raise ConfigError(f"--format {format!r}: the only one is json")
-    report = examine(session.engine, repair=repair)
+    report = examine(session.engine, repair=repair, deep=deep)
     print(to_json(report) if format else "\n".join(_lines(report, repair=repair)))
     return 0 if report.healthy else 1
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Protocol
 
 from transom.errors import Conflict, ContractError, DriverError, NotFound
 from transom_engine.images.content import ContentStore
-from transom_engine.images.store import Image
+from transom_engine.images.store import Image, Layer
 
 if TYPE_CHECKING:
     from transom.services.snapshots import Snapshots
@@ -125,6 +126,21 @@ class SnapshotTarget:
         return said
 
 
+@contextmanager
+def open_layer(layer: Layer, content: ContentStore) -> Iterator[VerifiedStream]:
+    """Open a layer's tar; meanwhile no other process unpacks it.
+
+    Raises:
+        NotFound: its blob is missing.
+    """
+    from transom_engine.images.compression import decompress
+
+    with content.open(layer.digest) as blob:
+        fcntl.flock(blob, fcntl.LOCK_EX)
+        plain = decompress(blob, subject=layer.digest)
+        yield VerifiedStream(plain, diff_id=layer.diff_id, digest=layer.digest)
+
+
 def unpack(
     image: Image,
     *,
@@ -148,17 +164,12 @@ def unpack(
         DriverError: a layer is not what the image's configuration says; it and those above it were not kept.
         NotFound: a blob is missing.
     """
-    from transom_engine.images.compression import decompress
-
     parent: str | None = None
     for layer in image.layers:
         if not layers.exists(chain_id=layer.chain_id):
             if progress:
                 progress(layer.digest, "Extracting")
-            with content.open(layer.digest) as blob:
-                fcntl.flock(blob, fcntl.LOCK_EX)
-                plain = decompress(blob, subject=layer.digest)
-                stream = VerifiedStream(plain, diff_id=layer.diff_id, digest=layer.digest)
+            with open_layer(layer, content) as stream:
                 try:
                     if layers.exists(chain_id=layer.chain_id):
                         raise Conflict(f"layer {layer.chain_id} was unpacked by another process")
