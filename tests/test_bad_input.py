@@ -65,7 +65,11 @@ run --log-opt max-buffer-size=1m busybox true
 run --log-opt max-size=1x busybox true
     125 logging driver json-file: max-size='1x' (from --log-opt): expected a size such as 10m, or -1
 run --storage-opt sze=1G busybox true
-    125 --storage-opt sze: a container's only storage option is size, such as size=10G
+    125 --storage-opt sze: a container's storage options are size, such as size=10G, and inodes, such as inodes=100000
+run --storage-opt inodes=0 busybox true
+    125 --storage-opt inodes=0: expected how many files a container may hold, such as 100000
+run --storage-opt inodes=1k busybox true
+    125 --storage-opt inodes=1k: expected how many files a container may hold, such as 100000
 network create --subnet 10.0.0.0/33 n
     125 '10.0.0.0/33' is not a subnet: write it as 172.18.0.0/16
 """,  # noqa: E501

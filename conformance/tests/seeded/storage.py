@@ -254,6 +254,22 @@ class ClaimsQuota(Vfs):
     capabilities = Vfs.capabilities | {StorageCapability.QUOTA}
 
 
+@found_by("test_a_limit_of_inodes_holds")
+class ClaimsALimitOfInodes(Vfs):
+    capabilities = Vfs.capabilities | {StorageCapability.QUOTA_INODES}
+
+    def limit_inodes(self, id, inodes):
+        pass
+
+
+@found_by("test_a_limit_of_inodes_and_one_of_bytes_hold_together")
+class ClaimsBothLimits(Vfs):
+    capabilities = Vfs.capabilities | {StorageCapability.QUOTA_INODES, StorageCapability.QUOTA}
+
+    def limit_inodes(self, id, inodes):
+        pass
+
+
 @found_by("test_capabilities_are_honest")
 class AnswersWhatItDoesNotClaim(Vfs):
     def changes(self, id, parents):

@@ -231,18 +231,19 @@ class Containers:
         snapshots = self.engine.snapshots(container.driver)
         parent = init_layer(self.engine, image, snapshots)
         labels = {"transom.container": container.name, "transom.image": container.config.image}
-        snapshots.prepare(container.id, parent, size=self.size_of(container, snapshots), labels=labels)
+        snapshots.prepare(container.id, parent, **self.bounds_of(container, snapshots), labels=labels)
         directory = self.engine.container_dir(container.id)
         os.makedirs(directory, mode=0o710)
         self.engine.volumes.provide(container)
 
     @staticmethod
-    def size_of(container: Container, snapshots: Snapshots) -> int | None:
-        """Return the most bytes its layer may hold, by its own words or the storage driver's options."""
+    def bounds_of(container: Container, snapshots: Snapshots) -> dict[str, int | None]:
+        """Return the most bytes and files its layer may hold, by its own words or the storage driver's options."""
         from transom.services.options import parse_size
 
-        given = container.host_config.storage_opt.get("size")
-        return parse_size(given) if given else snapshots.driver.container_size
+        given = container.host_config.storage_opt
+        size = parse_size(given["size"]) if given.get("size") else snapshots.driver.container_size
+        return {"size": size, "inodes": int(given["inodes"]) if "inodes" in given else None}
 
     def run(
         self,

@@ -117,9 +117,17 @@ def mount_points(config: Config, host: HostConfig) -> list[MountPoint]:
 
 def _check_words(engine: Engine, config: Config, host: HostConfig) -> None:
     """Refuse single words that could never act."""
-    unknown = sorted(host.storage_opt.keys() - {"size"})
+    unknown = sorted(host.storage_opt.keys() - {"size", "inodes"})
     if unknown:
-        raise ConfigError(f"--storage-opt {unknown[0]}: a container's only storage option is size, such as size=10G")
+        raise ConfigError(
+            f"--storage-opt {unknown[0]}: a container's storage options are size, such as size=10G, and inodes,"
+            " such as inodes=100000"
+        )
+    inodes = host.storage_opt.get("inodes", "1")
+    if not (inodes.isascii() and inodes.isdigit() and 0 < int(inodes[:20]) < 1 << 63):
+        raise ConfigError(
+            f"--storage-opt inodes={inodes}: expected how many files a container may hold, such as 100000"
+        )
     if config.working_dir and not config.working_dir.startswith("/"):
         raise ConfigError(f"the working directory {config.working_dir!r} is invalid, it needs to be an absolute path")
     if config.stop_signal:

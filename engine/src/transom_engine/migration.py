@@ -66,8 +66,8 @@ def _move(engine: Engine, container: Container, to: str) -> None:
     parent = init_layer(engine, image, target)
     with layers_lock(engine, to):  # until the record says so, the copy looks as if nobody needed it
         target.remove(container.id)
-        size, labels = engine.containers.size_of(container, target), source.stat(container.id).labels
-        target.prepare(container.id, parent, size=size, labels=labels)
+        bounds, labels = engine.containers.bounds_of(container, target), source.stat(container.id).labels
+        target.prepare(container.id, parent, **bounds, labels=labels)
         try:
             _carry(source, target, container.id)
             os.sync()  # the original goes next: the copy must outlast a power loss, on whatever it lies

@@ -371,6 +371,7 @@ class LifeCycle(StorageCases):
             StorageCapability.APPLY: lambda: driver.apply(id=layer.id, parents=parents, stream=io.BytesIO(bytes(1024))),
             StorageCapability.CLONE: lambda: driver.clone(id="c" * 20, source=layer.id, parents=parents),
             StorageCapability.QUOTA: lambda: layers.snapshots.prepare("q", "base", size=1 << 20),
+            StorageCapability.QUOTA_INODES: lambda: layers.snapshots.prepare("q", "base", inodes=100),
         }
         owned = driver.owned()
         for capability in undeclared(driver, StorageCapability):

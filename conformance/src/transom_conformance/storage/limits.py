@@ -109,6 +109,65 @@ class Limits(StorageCases):
         finally:
             again.close()
 
+    @pytest.mark.requires(StorageCapability.QUOTA_INODES)
+    def test_a_limit_of_inodes_holds(self, layers: Layers) -> None:
+        """51: so many files can be made, a few more cannot; a sibling is not affected; so after a restart."""
+        inodes, spare = 200, 8
+        layers.committed("base", fill=put(**{f"d__{n}": "1" for n in range(300)}))
+        layers.snapshots.prepare("limited", "base", inodes=inodes, labels={"limited": "yes"})
+        layers.active("free", "base")
+
+        def fill(top: Path) -> None:
+            (top / "own").mkdir()
+            for n in range(inodes - 1):
+                os.mknod(top / "own" / str(n))
+
+        def too_many(top: Path) -> None:
+            with pytest.raises(OSError) as caught:
+                for n in range(inodes, inodes + 2 * spare):
+                    os.mknod(top / "own" / f"{len(os.listdir(top / 'own'))}-{n}")
+            assert caught.value.errno in {errno.EDQUOT, errno.ENOSPC}
+            with pytest.raises(OSError) as caught:
+                (top / "one-directory-more").mkdir()
+            assert caught.value.errno in {errno.EDQUOT, errno.ENOSPC}
+
+        layers.inside("limited", fill)
+        layers.inside("limited", too_many)
+        layers.inside("free", lambda top: [os.mknod(top / str(n)) for n in range(2 * inodes)])
+        again = layers.reopen()
+        try:
+            again.inside("limited", too_many)
+            again.inside("limited", lambda top: [(top / "own" / str(n)).unlink() for n in range(50)])
+            again.inside("limited", lambda top: [os.mknod(top / f"{n}") for n in range(40)])
+            usage = again.snapshots.usage("limited")
+            assert inodes - 20 <= usage.inodes <= inodes + 2 * spare
+        finally:
+            again.close()
+
+    @pytest.mark.requires(StorageCapability.QUOTA_INODES)
+    def test_a_limit_of_inodes_and_one_of_bytes_hold_together(self, layers: Layers) -> None:
+        """51: whichever is met first; and both go with the layer."""
+        mebibyte = 1 << 20
+        for name in ("many", "much"):
+            layers.snapshots.prepare(name, None, size=8 * mebibyte, inodes=50)
+
+        def many(top: Path) -> None:
+            for n in range(100):
+                os.mknod(top / str(n))
+
+        def much(top: Path) -> None:
+            with open(top / "file", "wb", buffering=0) as file:
+                for _ in range(16):
+                    file.write(os.urandom(mebibyte))
+                    os.fsync(file.fileno())
+
+        for key, function in (("many", many), ("much", much)):
+            with pytest.raises(OSError) as caught:
+                layers.inside(key, function)
+            assert caught.value.errno in {errno.EDQUOT, errno.ENOSPC}
+            layers.snapshots.remove(key)
+        layers.active("again", None, many)
+
     def test_a_large_directory_and_a_deep_one_are_handled(self, layers: Layers) -> None:
         """53: 20,000 names in one directory, 300 directories below each other, through diff, apply and remove."""
 

@@ -74,6 +74,8 @@ class StorageCapability(Capability):
     """`Storage.apply`: unpacks a layer's tar into the layer's own store, without a mount."""
     QUOTA = "quota"
     """`Storage.prepare` honours `size`: writes past it fail with EDQUOT or ENOSPC."""
+    QUOTA_INODES = "quota-inodes"
+    """`Storage.limit_inodes`: making one file too many fails with EDQUOT or ENOSPC."""
     CLONE = "clone"
     """`Storage.clone`: copies an active layer, changes included, without reading it."""
     IDMAP = "idmap"
@@ -195,6 +197,14 @@ class Storage(Driver):
         Raises:
             DriverError: out of space, or the kernel refused; nothing is left that `owned` would not report.
         """
+
+    @operation(needs=StorageCapability.QUOTA_INODES)
+    def limit_inodes(self, id: str, inodes: int) -> None:
+        """Let the active layer, which was just prepared, hold at most so many files of its own, of every type.
+
+        What it does not hold itself does not count: its parents' files, its own root, what the driver makes beside it.
+        """
+        raise self.unsupported(StorageCapability.QUOTA_INODES)
 
     @operation()
     def view(self, id: str, parents: tuple[str, ...]) -> None:

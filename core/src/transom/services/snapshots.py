@@ -159,6 +159,7 @@ class Snapshots:
         parent: str | None,
         *,
         size: int | None = None,
+        inodes: int | None = None,
         idmap: IdMap | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Layer:
@@ -166,6 +167,7 @@ class Snapshots:
 
         Args:
             size: the most bytes it may hold.
+            inodes: the most files it may hold, of every type.
             labels: see `Layer.labels`; each at most `LABEL_MAX` bytes long.
 
         Raises:
@@ -173,10 +175,21 @@ class Snapshots:
             NotFound: no such parent.
             NotSupported: the chain would be deeper than the driver can, or the driver has no quota or id maps.
         """
-        for asked, needs in ((size, StorageCapability.QUOTA), (idmap, StorageCapability.IDMAP)):
-            if asked is not None and needs not in self.driver.capabilities:
+        asked = {
+            StorageCapability.QUOTA: size,
+            StorageCapability.QUOTA_INODES: inodes,
+            StorageCapability.IDMAP: idmap,
+        }
+        for needs, value in asked.items():
+            if value is not None and needs not in self.driver.capabilities:
                 raise self.driver.unsupported(needs)
-        return self._make(key, parent, State.ACTIVE, partial(self.driver.prepare, size=size, idmap=idmap), labels)
+
+        def act(id: str, parents: tuple[str, ...]) -> None:
+            self.driver.prepare(id=id, parents=parents, size=size, idmap=idmap)
+            if inodes is not None:
+                self.driver.limit_inodes(id=id, inodes=inodes)
+
+        return self._make(key, parent, State.ACTIVE, act, labels)
 
     def view(self, key: str, parent: str) -> Layer:
         """Make the read-only layer `key` over the committed layer `parent`; raises like `prepare`."""

@@ -17,6 +17,7 @@ from transom.services.options import Size
 _OFF = ("index", "metacopy", "redirect_dir")
 """Kept off whatever the kernel's default: with them on, an upper directory is not the whole difference."""
 _PARAMETERS = "/sys/module/overlay/parameters"
+_QUOTAS = frozenset({StorageCapability.QUOTA, StorageCapability.QUOTA_INODES})
 
 
 class Overlay2Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,7 +32,7 @@ class _Capabilities(frozenset[StorageCapability]):
     def __get__(self, driver: Overlay2 | None, _owner: type | None = None) -> frozenset[StorageCapability]:
         if driver is None:
             return self
-        return self - {StorageCapability.QUOTA} if driver.lacking_quota else frozenset(self)
+        return self - _QUOTAS if driver.lacking_quota else frozenset(self)
 
 
 class Overlay2(Storage):
@@ -44,7 +45,7 @@ class Overlay2(Storage):
         "overlay2.size": "The most bytes that a container may write, where it does not say so itself: a project quota.",
     }
     capabilities = _Capabilities(
-        {StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.APPLY, StorageCapability.QUOTA}
+        {StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.APPLY, *_QUOTAS}
     )
 
     @cached_property
@@ -77,9 +78,10 @@ class Overlay2(Storage):
 
     def unsupported(self, needs: Capability) -> NotSupported:
         """Say why there are no sizes here."""
-        if needs is not StorageCapability.QUOTA:
+        if needs not in _QUOTAS:
             return super().unsupported(needs)
-        return NotSupported(f"storage driver overlay2 does not support sizes here: {self.lacking_quota}")
+        what = "sizes" if needs is StorageCapability.QUOTA else "limits of inodes"
+        return NotSupported(f"storage driver overlay2 does not support {what} here: {self.lacking_quota}")
 
     def probe(self) -> Probe:
         """Mount a real overlay on the file system that will hold `root`, in a namespace of its own, and use it."""
@@ -98,11 +100,7 @@ class Overlay2(Storage):
             os.makedirs(self.root, mode=0o711, exist_ok=True)
             os.mkdir(layer, 0o700)
             if size is not None:
-                from transom_storage_overlay2.quota import bound
-
-                with open(f"{layer}/size", "w") as file:
-                    file.write(f"{size}\n")
-                bound(layer, size)
+                self._bound(id, size=size)
             os.mkdir(f"{layer}/work", 0o700)
             os.mkdir(f"{layer}/diff", 0o755)
             if parents:
@@ -111,6 +109,15 @@ class Overlay2(Storage):
                 os.chmod(self._diff(id), 0o755)  # mkdir(2) heeds the umask
         except OSError as error:
             raise self._failed("prepare", id, error) from error
+
+    def limit_inodes(self, id: str, inodes: int) -> None:
+        """Set it on the layer's project, which a layer with a size has already."""
+        if self.lacking_quota:
+            raise self.unsupported(StorageCapability.QUOTA_INODES)
+        try:
+            self._bound(id, inodes=inodes)
+        except OSError as error:
+            raise self._failed("limit_inodes", id, error) from error
 
     def mounts(self, id: str, parents: tuple[str, ...], state: State) -> tuple[Mount, ...]:
         """An overlay; a bind mount where there is but one directory to show."""
@@ -148,7 +155,7 @@ class Overlay2(Storage):
         from transom.services.trees import remove_tree
 
         try:
-            if os.path.exists(f"{self.root}/{id}/size"):
+            if any(os.path.exists(f"{self.root}/{id}/{what}") for what in ("size", "inodes")):
                 from transom_storage_overlay2.quota import unbound
 
                 unbound(f"{self.root}/{id}")
@@ -208,6 +215,16 @@ class Overlay2(Storage):
             "Maximum Depth": str(self.max_depth),
             "Project Quota": self.lacking_quota or "true",
         }
+
+    def _bound(self, id: str, **limits: int) -> None:
+        """Set limits, each noted before in a file of its own: a quota would outlive the layer unseen."""
+        from transom_storage_overlay2.quota import bound
+
+        layer = f"{self.root}/{id}"
+        for what, limit in limits.items():
+            with open(f"{layer}/{what}", "w") as file:
+                file.write(f"{limit}\n")
+        bound(layer, **limits)
 
     def _diff(self, id: str) -> str:
         return f"{self.root}/{id}/diff"

@@ -17,11 +17,14 @@ _NR_QUOTACTL_FD = 443  # Linux 5.14; the number is the same on every architectur
 _PROJECT = 2
 _SET_LIMIT, _GET_QUOTA, _GET_STATE = 0x5804, 0x5803, 0x5808
 _ENFORCED = 1 << 5
-_HARD, _SOFT = 1 << 3, 1 << 2
+_INODES, _BLOCKS = 0b0011, 0b1100
+"""Soft and hard limits of either, as `struct fs_disk_quota` names the fields that count (dqblk_xfs.h)."""
 _BLOCK = 512
 _GET_XATTR, _SET_XATTR = 0x801C581F, 0x401C5820
 _INHERIT = 0x200
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OWN = 3
+"""Inodes in a layer that are not its files: work/work, the whiteout that all deletions are links of, our note."""
 _OURS = 1 << 30
 """Our project ids are at random above it: far from those that people write into /etc/projid."""
 
@@ -44,12 +47,23 @@ def lacking(place: str, filesystem: str) -> str:
     return ""
 
 
-def bound(directory: str, size: int) -> None:
-    """Let the empty directory, with all that is made in it from now on, hold at most `size` bytes."""
+def bound(directory: str, *, size: int | None = None, inodes: int | None = None) -> None:
+    """Let the new directory, with what is made in it from now on, hold at most `size` bytes, or so many inodes.
+
+    Of the inodes, those that are there already are not counted, nor `OWN` that overlay makes.
+    """
     with closing(os.open(directory, _DIRECTORY)) as fd:
-        project = _free_project(fd)
-        _limit(fd, project, size)
-        _set_project(fd, project)
+        project = _project(fd)
+        if project < _OURS:
+            project = _free_project(fd)
+            _limit(fd, project, size=size)
+            _set_project(fd, project)
+        if inodes is not None:
+            present = [name for name in os.listdir(fd) if os.path.isdir(f"{directory}/{name}")]
+            for name in present:
+                with closing(os.open(name, _DIRECTORY, dir_fd=fd)) as inner:
+                    _set_project(inner, project)
+            _limit(fd, project, inodes=inodes + 1 + len(present) + OWN)
 
 
 def unbound(directory: str) -> None:
@@ -62,7 +76,7 @@ def unbound(directory: str) -> None:
         try:
             project = _project(fd)
             if project >= _OURS:
-                _limit(fd, project, 0)
+                _limit(fd, project, size=0, inodes=0)
         except OSError as error:
             if error.errno not in {errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.ESRCH, errno.EINVAL}:
                 raise  # these say that there are no projects here, or quotas no more
@@ -83,10 +97,14 @@ def _free_project(fd: int) -> int:
             return project
 
 
-def _limit(fd: int, project: int, size: int) -> None:
-    blocks = -(-size // _BLOCK)
-    # struct fs_disk_quota: version, flags (project), which fields, id, hard and soft limits of blocks ...
-    quota = struct.pack("=bbHIQQ88x", 1, 2, _HARD | _SOFT, project, blocks, blocks)
+def _limit(fd: int, project: int, *, size: int | None = None, inodes: int | None = None) -> None:
+    blocks, fields = -(-(size or 0) // _BLOCK), 0
+    if size is not None:
+        fields |= _BLOCKS
+    if inodes is not None:
+        fields |= _INODES
+    # struct fs_disk_quota: version, flags (project), which fields, id, hard and soft limits of blocks, of inodes ...
+    quota = struct.pack("=bbHIQQQQ72x", 1, 2, fields, project, blocks, blocks, inodes or 0, inodes or 0)
     _quotactl(fd, _SET_LIMIT, project, bytearray(quota))
 
 
