@@ -9,6 +9,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -241,11 +242,12 @@ class LifeCycle(StorageCases):
             with pytest.raises(ConfigError, match=f": {name} of layer 'a' cannot be changed, only its labels"):
                 layers.snapshots.update(msgspec.structs.replace(layer, labels={"n": "1"}, **{name: value}))
         for labels, why in (({"n" * 4096: "1"}, "4097 bytes, at most 4096"), ({"": "1"}, "no key")):
-            for attempt in (
-                lambda labels=labels: layers.snapshots.update(msgspec.structs.replace(layer, labels=labels)),
-                lambda labels=labels: layers.snapshots.prepare("b", "base", labels=labels),
-                lambda labels=labels: layers.snapshots.commit("a", "b", labels=labels),
-            ):
+            attempts: tuple[Callable[[], object], ...] = (
+                partial(layers.snapshots.update, msgspec.structs.replace(layer, labels=labels)),
+                partial(layers.snapshots.prepare, "b", "base", labels=labels),
+                partial(layers.snapshots.commit, "a", "b", labels=labels),
+            )
+            for attempt in attempts:
                 with pytest.raises(ConfigError, match=why):
                     attempt()
         assert layers.snapshots.stat("a") == layer

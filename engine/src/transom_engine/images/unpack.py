@@ -10,7 +10,8 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from transom.errors import Conflict, ContractError, DriverError, NotFound
 from transom_engine.images.content import ContentStore
-from transom_engine.images.store import Image, Layer
+from transom_engine.images.spec import Layer
+from transom_engine.images.store import Image
 
 if TYPE_CHECKING:
     from transom.services.snapshots import Snapshots
