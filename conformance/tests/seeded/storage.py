@@ -270,6 +270,27 @@ class ClaimsBothLimits(Vfs):
         pass
 
 
+@found_by("test_an_id_map_shows_a_layer_as_if_it_had_been_chowned")
+class ChownsTheParentOfAView(Vfs):
+    def view(self, id, parents):
+        os.lchown(self.root / parents[0] / "own", 100_005, 200_006)
+
+
+@found_by("test_what_is_written_through_an_id_map_belongs_to_the_layers_own_ids")
+class CommitsMappedIds(Vfs):
+    def commit(self, id, parents):
+        if (self.root / id / "moved").exists():
+            os.lchown(self.root / id / "new", 100_000, 300_000)
+        super().commit(id, parents)
+
+
+@found_by("test_a_host_user_whom_the_map_does_not_have_can_make_nothing")
+class MountsMoreWithoutTheMap(Vfs):
+    def mounts(self, id, parents, state):
+        (self.root / id / "new").touch()
+        return super().mounts(id, parents, state)
+
+
 @found_by("test_capabilities_are_honest")
 class AnswersWhatItDoesNotClaim(Vfs):
     def changes(self, id, parents):

@@ -12,6 +12,7 @@ from transom_conformance.storage.concurrency import Concurrency
 from transom_conformance.storage.contents import Contents
 from transom_conformance.storage.crashes import Crashes
 from transom_conformance.storage.differences import Differences
+from transom_conformance.storage.idmaps import IdMaps
 from transom_conformance.storage.inputs import Inputs
 from transom_conformance.storage.layers import (
     Layers,
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 
-class StorageSuite(Inputs, Crashes, Concurrency, Limits, Attributes, Differences, Contents, LifeCycle):
+class StorageSuite(Inputs, Crashes, Concurrency, Limits, IdMaps, Attributes, Differences, Contents, LifeCycle):
     """What every storage driver must do. Derive from it and set `driver`, and `options` where it needs some.
 
     pytest runs the groups from the last base class to the first.

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +19,6 @@ import pytest
 from transom.contract.storage import Change, ChangeKind, State, Storage, StorageCapability
 from transom.errors import DriverError, TransomError
 from transom.services.files import sync_filesystem
-from transom.services.mounts import mount_all, privately, unmount
 from transom.services.snapshots import Snapshots
 from transom_conformance.faults import (
     Announcement,
@@ -39,7 +38,7 @@ from transom_conformance.faults import (
 from transom_conformance.plugin import NOT_CLAIMED
 from transom_conformance.storage.cases import StorageCases
 from transom_conformance.storage.disk import Disk
-from transom_conformance.storage.layers import Layers, Node, clear, held_elsewhere, names_in, put
+from transom_conformance.storage.layers import Layers, Node, clear, held_elsewhere, mounted, names_in, put
 from transom_conformance.storage.scribbles import scribble
 from transom_conformance.suite import World
 
@@ -513,7 +512,8 @@ class Crashes(StorageCases):
         def child(top: Path) -> None:
             (top / "gone").unlink()
             put(file="2", d__x="1", d__y="1", sly="old")(top)
-            os.setxattr(top / "file", "trusted.x", b"1")
+            if layers.driver.keeps_attributes:
+                os.setxattr(top / "file", "trusted.x", b"1")
 
         tars: dict[str, bytes] = {}
         for name, parent, fill in (("base", None, put(gone="1", kept="1", d__k="1")), ("child", "base", child)):
@@ -533,7 +533,10 @@ class Crashes(StorageCases):
             times = (top / "sly").stat()
             (top / "sly").write_text("new")
             os.utime(top / "sly", ns=(times.st_atime_ns, times.st_mtime_ns))
-            os.setxattr(top / "file", "trusted.x", b"2")
+            if layers.driver.keeps_attributes:
+                os.setxattr(top / "file", "trusted.x", b"2")
+            else:
+                (top / "file").chmod(0o600)
             (top / "d" / "x").unlink()
             (top / "d" / "y").chmod(0o4755)
             (top / "gone").write_text("back")
@@ -554,20 +557,9 @@ class Crashes(StorageCases):
     def _meddled(layers: Layers, key: str, function: Callable[[Path], object]) -> bool:
         """Change a committed layer behind core's back; False when the driver has it protected from that."""
         layer, parents = layers.snapshots.stat(key), layers.parents(key)
-        place = layers.world.path / "meddled"
-        place.mkdir()
-
-        def run() -> None:
-            mounts = layers.driver.mounts(id=layer.id, parents=parents, state=State.ACTIVE)
-            mount_all(mounts, str(place))
-            try:
-                function(place)
-            finally:
-                for _ in mounts:
-                    unmount(str(place))
-
         try:
-            privately(run)
+            mounts = layers.driver.mounts(id=layer.id, parents=parents, state=State.ACTIVE)
+            mounted(mounts, layers.world.path / "meddled", function)
         except (OSError, TransomError) as error:
             if getattr(error, "errno", None) != errno.EROFS:
                 raise

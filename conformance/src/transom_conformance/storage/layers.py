@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from transom.contract.storage import Mount, State, Storage
+from transom.contract.storage import IdMap, Mount, State, Storage
 from transom.services.snapshots import Snapshots
 from transom_conformance.faults import fork, wait
 from transom_conformance.suite import World
@@ -142,10 +142,10 @@ class Layers:
         self.snapshots.commit(self.active(f"{name}-active", parent, fill), name)
         return name
 
-    def inside(self, key: str, function: Callable[[Path], T]) -> T:
+    def inside(self, key: str, function: Callable[[Path], T], *, idmap: IdMap | None = None) -> T:
         """Call `function` with the mounted layer, in a thread whose mounts nobody else sees."""
         layer = self.snapshots.stat(key)
-        mounts = self.snapshots.mounts(key)
+        mounts = self.snapshots.mounts(key, idmap=idmap)
         claim = self.snapshots.claim(key) if layer.state is State.ACTIVE else None
 
         def run(place: Path) -> T:
@@ -159,9 +159,9 @@ class Layers:
             if claim:
                 claim.release()
 
-    def tree(self, key: str, *, times: bool = True) -> dict[bytes, Node]:
+    def tree(self, key: str, *, times: bool = True, idmap: IdMap | None = None) -> dict[bytes, Node]:
         """Describe the layer; see `tree_of`."""
-        return self.inside(key, lambda top: tree_of(top, times=times))
+        return self.inside(key, lambda top: tree_of(top, times=times), idmap=idmap)
 
     def diff(self, key: str, *, since: str | None = None) -> bytes:
         """Return the layer's tar."""

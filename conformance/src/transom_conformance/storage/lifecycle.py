@@ -20,6 +20,7 @@ import pytest
 from transom.contract.storage import State, StorageCapability
 from transom.errors import ConfigError, Conflict, NotFound, NotSupported
 from transom_conformance.storage.cases import StorageCases
+from transom_conformance.storage.idmaps import SHIFTED
 from transom_conformance.storage.layers import Layers, Node, names_in, put, tree_of
 from transom_conformance.storage.scribbles import scribble
 from transom_conformance.suite import in_child, undeclared
@@ -374,6 +375,7 @@ class LifeCycle(StorageCases):
             StorageCapability.CLONE: lambda: driver.clone(id="c" * 20, source=layer.id, parents=parents),
             StorageCapability.QUOTA: lambda: layers.snapshots.prepare("q", "base", size=1 << 20),
             StorageCapability.QUOTA_INODES: lambda: layers.snapshots.prepare("q", "base", inodes=100),
+            StorageCapability.IDMAP: lambda: layers.snapshots.mounts("child", idmap=SHIFTED),
         }
         owned = driver.owned()
         for capability in undeclared(driver, StorageCapability):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,11 @@ from transom_conformance.suite import World
 
 DEEPEST = 1000
 """A driver that says it goes deeper than this is taken at its word."""
+
+
+def _make_files(number: int, top: Path) -> None:
+    for n in range(number):
+        os.mknod(top / str(n))
 
 
 class Limits(StorageCases):
@@ -133,12 +139,12 @@ class Limits(StorageCases):
 
         layers.inside("limited", fill)
         layers.inside("limited", too_many)
-        layers.inside("free", lambda top: [os.mknod(top / str(n)) for n in range(2 * inodes)])
+        layers.inside("free", partial(_make_files, 2 * inodes))
         again = layers.reopen()
         try:
             again.inside("limited", too_many)
-            again.inside("limited", lambda top: [(top / "own" / str(n)).unlink() for n in range(50)])
-            again.inside("limited", lambda top: [os.mknod(top / f"{n}") for n in range(40)])
+            again.inside("limited", lambda top: clear(top / "own"))
+            again.inside("limited", partial(_make_files, inodes - 10))
             usage = again.snapshots.usage("limited")
             assert inodes - 20 <= usage.inodes <= inodes + 2 * spare
         finally:
@@ -148,12 +154,11 @@ class Limits(StorageCases):
     def test_a_limit_of_inodes_and_one_of_bytes_hold_together(self, layers: Layers) -> None:
         """51: whichever is met first; and both go with the layer."""
         mebibyte = 1 << 20
+        layers.committed("base", fill=put(a="1"))
         for name in ("many", "much"):
-            layers.snapshots.prepare(name, None, size=8 * mebibyte, inodes=50)
+            layers.snapshots.prepare(name, "base", size=8 * mebibyte, inodes=50)
 
-        def many(top: Path) -> None:
-            for n in range(100):
-                os.mknod(top / str(n))
+        many = partial(_make_files, 100)
 
         def much(top: Path) -> None:
             with open(top / "file", "wb", buffering=0) as file:
@@ -166,7 +171,7 @@ class Limits(StorageCases):
                 layers.inside(key, function)
             assert caught.value.errno in {errno.EDQUOT, errno.ENOSPC}
             layers.snapshots.remove(key)
-        layers.active("again", None, many)
+        layers.active("again", "base", many)
 
     def test_a_large_directory_and_a_deep_one_are_handled(self, layers: Layers) -> None:
         """53: 20,000 names in one directory, 300 directories below each other, through diff, apply and remove."""

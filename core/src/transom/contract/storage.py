@@ -62,7 +62,12 @@ from typing import IO, ClassVar
 import msgspec
 
 from transom.contract import Capability, Driver, operation
-from transom.errors import DriverError
+from transom.errors import ConfigError, DriverError
+
+ID_MAX = 2**32 - 2
+"""The largest id that a file can have: 2**32 - 1 means none (user_namespaces(7))."""
+ID_RANGES = 120
+"""As many runs as surely fit into the page that the kernel reads a map from."""
 
 
 class StorageCapability(Capability):
@@ -79,7 +84,7 @@ class StorageCapability(Capability):
     CLONE = "clone"
     """`Storage.clone`: copies an active layer, changes included, without reading it."""
     IDMAP = "idmap"
-    """`Storage.prepare` and `Storage.mounts` honour `idmap`."""
+    """What `Storage.mounts` returns can be mounted with a `Mount.idmap`, if the kernel and the file system can."""
     RENAME_DIRECTORY = "rename-directory"
     """rename(2) of a directory that comes from a parent works; else it fails with EXDEV, half-done never."""
     SHARED_PARENT = "shared-parent"
@@ -94,6 +99,43 @@ class State(enum.StrEnum):
     ACTIVE = "active"
     VIEW = "view"
     COMMITTED = "committed"
+
+
+class IdRange(msgspec.Struct, frozen=True):
+    """A run of user or group ids: `size` ids from `container` on are `host` and following on the host."""
+
+    container: int
+    host: int
+    size: int
+
+
+class IdMap(msgspec.Struct, frozen=True):
+    """How ids in the layer's files appear outside (user_namespaces(7)).
+
+    Raises:
+        ConfigError: a map is empty, has too many runs or empty ones, ids beyond 2**32 - 2, or the same id twice.
+    """
+
+    uids: tuple[IdRange, ...]
+    gids: tuple[IdRange, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what the kernel would, but in words."""
+        for what, ranges in (("uid", self.uids), ("gid", self.gids)):
+            if not 0 < len(ranges) <= ID_RANGES:
+                raise ConfigError(f"id map: {len(ranges)} runs of {what}s: 1 to {ID_RANGES} are allowed")
+            for side in ("container", "host"):
+                end = -1
+                for first, size in sorted((getattr(r, side), r.size) for r in ranges):
+                    if size < 1:
+                        raise ConfigError(f"id map: a run of {size} {what}s from {first}: it must have one at least")
+                    if first < 0 or first + size > ID_MAX + 1:
+                        raise ConfigError(f"id map: the {what}s {first} to {first + size - 1} leave 0 to {ID_MAX}")
+                    if first <= end:
+                        raise ConfigError(
+                            f"id map: the {side} {what} {first} is in two runs: {side} ids are mapped once"
+                        )
+                    end = first + size - 1
 
 
 class Mount(msgspec.Struct, frozen=True):
@@ -117,21 +159,7 @@ class Mount(msgspec.Struct, frozen=True):
     readonly: bool = False
     target: str = ""
     remount: bool = False
-
-
-class IdRange(msgspec.Struct, frozen=True):
-    """A run of user or group ids: `size` ids from `container` on are `host` and following on the host."""
-
-    container: int
-    host: int
-    size: int
-
-
-class IdMap(msgspec.Struct, frozen=True):
-    """How ids in the layer's files appear outside (user_namespaces(7))."""
-
-    uids: tuple[IdRange, ...]
-    gids: tuple[IdRange, ...]
+    idmap: IdMap | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -192,7 +220,7 @@ class Storage(Driver):
 
         Args:
             size: the most bytes the layer may hold, with `StorageCapability.QUOTA`; otherwise always None.
-            idmap: with `StorageCapability.IDMAP`; otherwise always None.
+            idmap: None: ids are mapped where a layer is mounted, and what is on disk stays as it is.
 
         Raises:
             DriverError: out of space, or the kernel refused; nothing is left that `owned` would not report.

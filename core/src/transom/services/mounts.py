@@ -9,10 +9,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
-from transom.contract.storage import Mount
+from transom.contract.storage import IdMap, Mount
+from transom.errors import NotSupported
 from transom.services.files import closing
 
 T = TypeVar("T")
@@ -24,10 +28,12 @@ CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000
 
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _CLOEXEC, _MOVE_MOUNT_F_EMPTY_PATH = 1, 0o2000000, 4
-_SET_FLAG, _SET_STRING, _CMD_CREATE, _ATTR_RDONLY, _ATTR_NODEV = 0, 1, 6, 1, 4
+_SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
+_ATTR_RDONLY, _ATTR_NODEV, _ATTR_IDMAP = 1, 4, 0x100000
 # From here on a system call has the same number on every architecture.
 _NR = {"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "mount_setattr": 442}
 _FSCONFIG_STRING_MAX = 255
+_LAYERS = ("lowerdir+=", "upperdir=", "workdir=")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -105,9 +111,13 @@ def unmount(target: str, *, detach: bool = True) -> bool:
     return True
 
 
-def bind(source: str, target: str, *, readonly: bool = False, recursive: bool = False) -> None:
-    """Bind-mount, read-only from the first moment where asked (mount_setattr(2))."""
+def bind(
+    source: str, target: str, *, readonly: bool = False, recursive: bool = False, idmap: IdMap | None = None
+) -> None:
+    """Bind-mount, read-only and with the id map from the first moment where asked (mount_setattr(2))."""
     with closing(_detached(source, _ATTR_RDONLY if readonly else 0, recursive=recursive)) as tree:
+        if idmap:
+            _map(tree, idmap, source)
         _move(tree, target)
 
 
@@ -116,9 +126,7 @@ def _detached(source: str, attributes: int, *, recursive: bool = False) -> int:
     tree = _syscall("open_tree", _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | _CLOEXEC | depth)
     try:
         if attributes:
-            argument = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
-            size = ctypes.sizeof(argument)
-            _syscall("mount_setattr", tree, b"", _AT_EMPTY_PATH | depth, ctypes.byref(argument), size)
+            _set_attributes(tree, attributes, depth=depth)
     except BaseException:
         os.close(tree)
         raise
@@ -137,6 +145,27 @@ def without_devices(source: str) -> int:
         if error.errno not in {errno.ENOSYS, errno.EPERM, errno.EINVAL}:
             raise
         return os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _set_attributes(tree: int, attributes: int, *, userns: int = 0, depth: int = 0) -> None:
+    # struct mount_attr: to set, to clear, propagation, userns_fd
+    area = (ctypes.c_uint64 * 4)(attributes, 0, 0, userns)
+    _syscall("mount_setattr", tree, b"", _AT_EMPTY_PATH | depth, ctypes.byref(area), ctypes.sizeof(area))
+
+
+def _map(tree: int, idmap: IdMap, source: str) -> None:
+    from transom.services.idmaps import namespace
+
+    with namespace(idmap) as userns:
+        try:
+            _set_attributes(tree, _ATTR_IDMAP, userns=userns)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+                raise
+            raise NotSupported(
+                f"{source} cannot be mounted with an id map ({error.strerror}): that needs Linux 5.12, below an overlay"
+                " 5.19, and a file system that can, such as ext4, xfs or btrfs"
+            ) from error
 
 
 def _move(tree: int, target: str) -> None:
@@ -168,7 +197,10 @@ def _mount_one(item: Mount, target: str) -> None:
         _mount_classic(item, target)
         return
     if item.type == "bind":
-        bind(item.source, target, readonly=item.readonly)
+        bind(item.source, target, readonly=item.readonly, idmap=item.idmap)
+        return
+    if item.idmap:
+        _mount_mapped(item, item.idmap, target)
         return
     try:
         _mount_new(item, target)
@@ -183,6 +215,50 @@ def _mount_one(item: Mount, target: str) -> None:
 
 
 def _mount_new(item: Mount, target: str) -> None:
+    with _made(item, target) as tree:
+        _move(tree, target)
+
+
+def _mount_mapped(item: Mount, idmap: IdMap, target: str) -> None:
+    """Mount a file system with an id map; an overlay has none itself, but its layers can.
+
+    They are all reached through one bind mount with the map, since overlay wants upperdir and workdir on the same one;
+    it is in the way at `target` only until the overlay is made.
+    """
+    layers = [o.partition("=") for o in item.options if o.startswith(_LAYERS)]
+    if not layers:
+        with _made(item, target) as tree:
+            _map(tree, idmap, item.source)
+            _move(tree, target)
+        return
+    from transom.services.idmaps import as_mapped_root
+
+    paths = [v if k == "lowerdir+" else re.sub(r"\\(.)", r"\1", v) for k, _, v in layers]
+    base = os.path.commonpath(paths)
+    bind(base, target, idmap=idmap)
+    try:
+        with closing(os.open(target, os.O_PATH | os.O_CLOEXEC)) as fd:
+            found = iter(paths)
+            options = tuple(
+                f"{o.partition('=')[0]}=/proc/self/fd/{fd}/{os.path.relpath(next(found), base)}"
+                if o.startswith(_LAYERS) else o for o in item.options
+            )  # fmt: skip
+            moved = Mount(type=item.type, source=item.source, options=options, readonly=item.readonly)
+            with _made(moved, target, create=partial(as_mapped_root, idmap)) as tree:
+                if not item.readonly and os.fstatvfs(tree).f_flag & os.ST_RDONLY:
+                    raise OSError(errno.EROFS, "the kernel made the overlay read-only (see dmesg)", target)
+                unmount(target)
+                _move(tree, target)
+    except BaseException:
+        unmount(target)
+        raise
+
+
+@contextmanager
+def _made(
+    item: Mount, target: str, *, create: Callable[[Callable[[], int]], int] = lambda make: make()
+) -> Iterator[int]:
+    """Make the file system and yield a descriptor of its mount, which is nowhere yet."""
     fs = _syscall("fsopen", item.type.encode(), 1)
     borrowed: list[int] = []
     try:
@@ -197,14 +273,15 @@ def _mount_new(item: Mount, target: str) -> None:
                 borrowed.append(os.open(value, os.O_PATH | os.O_CLOEXEC))
                 value = f"/proc/self/fd/{borrowed[-1]}"
             _syscall("fsconfig", fs, _SET_STRING, key.encode(), os.fsencode(value), 0)
-        _syscall("fsconfig", fs, _CMD_CREATE, None, None, 0)
-        with closing(_syscall("fsmount", fs, 1, _ATTR_RDONLY if item.readonly else 0)) as tree:
-            _move(tree, target)
+        create(lambda: _syscall("fsconfig", fs, _CMD_CREATE, None, None, 0))
+        tree = _syscall("fsmount", fs, 1, _ATTR_RDONLY if item.readonly else 0)
     except OSError as error:
         raise OSError(error.errno, _explain(fs) or error.strerror, target) from None
     finally:
         for fd in (fs, *borrowed):
             os.close(fd)
+    with closing(tree):
+        yield tree
 
 
 def _explain(fs: int) -> str:

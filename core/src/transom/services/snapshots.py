@@ -123,10 +123,20 @@ class Snapshots:
         """Yield every whole layer, parents first. The list is taken at once: layers may change meanwhile."""
         yield from [_read(row) for row in self._db().execute(f"{_SELECT} ORDER BY l.created, l.id").fetchall()]
 
-    def mounts(self, key: str) -> tuple[Mount, ...]:
-        """Say what to mount to see the layer; see `claim` before mounting an active one."""
+    def mounts(self, key: str, *, idmap: IdMap | None = None) -> tuple[Mount, ...]:
+        """Say what to mount to see the layer; see `claim` before mounting an active one.
+
+        Args:
+            idmap: how the ids of its files are to appear. On disk, and so in diffs, they stay what they are.
+
+        Raises:
+            NotSupported: the driver has no id maps.
+        """
         layer = self.stat(key)
-        return self.driver.mounts(id=layer.id, parents=self._parents(layer.id), state=layer.state)
+        if idmap is not None and StorageCapability.IDMAP not in self.driver.capabilities:
+            raise self.driver.unsupported(StorageCapability.IDMAP)
+        mounts = self.driver.mounts(id=layer.id, parents=self._parents(layer.id), state=layer.state)
+        return tuple(msgspec.structs.replace(mount, idmap=idmap) for mount in mounts) if idmap else mounts
 
     def claim(self, key: str) -> Lock:
         """Take the active layer for oneself, as who mounts it must: no layer is ever mounted writable twice.
@@ -160,7 +170,6 @@ class Snapshots:
         *,
         size: int | None = None,
         inodes: int | None = None,
-        idmap: IdMap | None = None,
         labels: Mapping[str, str] | None = None,
     ) -> Layer:
         """Make the active layer `key` over the committed layer `parent`.
@@ -173,19 +182,14 @@ class Snapshots:
         Raises:
             Conflict: the key is taken, or the parent is not committed.
             NotFound: no such parent.
-            NotSupported: the chain would be deeper than the driver can, or the driver has no quota or id maps.
+            NotSupported: the chain would be deeper than the driver can, or the driver has no such quota.
         """
-        asked = {
-            StorageCapability.QUOTA: size,
-            StorageCapability.QUOTA_INODES: inodes,
-            StorageCapability.IDMAP: idmap,
-        }
-        for needs, value in asked.items():
+        for value, needs in ((size, StorageCapability.QUOTA), (inodes, StorageCapability.QUOTA_INODES)):
             if value is not None and needs not in self.driver.capabilities:
                 raise self.driver.unsupported(needs)
 
         def act(id: str, parents: tuple[str, ...]) -> None:
-            self.driver.prepare(id=id, parents=parents, size=size, idmap=idmap)
+            self.driver.prepare(id=id, parents=parents, size=size, idmap=None)
             if inodes is not None:
                 self.driver.limit_inodes(id=id, inodes=inodes)
 

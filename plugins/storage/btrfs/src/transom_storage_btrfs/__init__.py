@@ -36,7 +36,7 @@ class Btrfs(Storage):
         "btrfs.size": "The most bytes of its own that a container may hold, where it does not say so itself.",
         "btrfs.min_space": "The smallest size that a container may ask for.",
     }
-    capabilities = frozenset(StorageCapability) - {StorageCapability.IDMAP, StorageCapability.QUOTA_INODES}
+    capabilities = frozenset(StorageCapability) - {StorageCapability.QUOTA_INODES}
     max_depth = 1_000_000
     """Only the nearest parent is ever looked at, and a snapshot of a snapshot is as quick as one of the first."""
 

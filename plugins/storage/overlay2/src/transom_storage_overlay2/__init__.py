@@ -45,7 +45,15 @@ class Overlay2(Storage):
         "overlay2.size": "The most bytes that a container may write, where it does not say so itself: a project quota.",
     }
     capabilities = _Capabilities(
-        {StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.APPLY, *_QUOTAS}
+        capabilities=_Capabilities(
+            {
+                StorageCapability.SHARED_PARENT,
+                StorageCapability.DIFF,
+                StorageCapability.APPLY,
+                StorageCapability.IDMAP,
+                *_QUOTAS,
+            }
+        )
     )
 
     @cached_property

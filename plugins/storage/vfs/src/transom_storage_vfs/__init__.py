@@ -15,7 +15,9 @@ class Vfs(Storage):
 
     name: ClassVar[str] = "vfs"
     api: ClassVar[int] = 1
-    capabilities = frozenset({StorageCapability.RENAME_DIRECTORY, StorageCapability.STABLE_INODES})
+    capabilities = frozenset(
+        {StorageCapability.RENAME_DIRECTORY, StorageCapability.STABLE_INODES, StorageCapability.IDMAP}
+    )
     max_depth = 1_000_000
     """Only the nearest parent is ever looked at."""
 
