@@ -45,15 +45,8 @@ class Overlay2(Storage):
         "overlay2.size": "The most bytes that a container may write, where it does not say so itself: a project quota.",
     }
     capabilities = _Capabilities(
-        capabilities=_Capabilities(
-            {
-                StorageCapability.SHARED_PARENT,
-                StorageCapability.DIFF,
-                StorageCapability.APPLY,
-                StorageCapability.IDMAP,
-                *_QUOTAS,
-            }
-        )
+        {StorageCapability.SHARED_PARENT, StorageCapability.DIFF, StorageCapability.APPLY, StorageCapability.IDMAP}
+        | _QUOTAS
     )
 
     @cached_property
