@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from transom.contract.network import Network
-from transom.errors import Conflict
+from transom.errors import Conflict, NotFound
 from transom.services.files import Lock
 from transom.services.netlink import Session
 from transom_network_overlay import forwarding
@@ -134,7 +134,7 @@ class Follower:
             if current is None or current.vtep != store.member.vtep:
                 try:
                     store.rejoin(self._network, peer)
-                except Conflict as error:  # it has been given to somebody else meanwhile
+                except (Conflict, NotFound) as error:  # it has been given to somebody else meanwhile
                     print(f"endpoint {peer.endpoint[:12]} stays alone: {error}", file=sys.stderr, flush=True)
 
     def _tick(self, store: Store) -> None:

@@ -288,19 +288,22 @@ class Store:
         """
         addresses = [plain(address) for address in peer.addresses]
         keys = [self.key("ipam", network.id, address) for address in addresses]
-        found = self.etcd.read(*keys).found if keys else ()
         claim = msgspec.json.encode(Claim(endpoint=peer.endpoint, host=self.host, boot=self.member.boot))
-        conditions, changes = [present(self.key("net", network.id))], []
-        for key, address, pairs in zip(keys, addresses, found, strict=True):
-            held = next((pair for pair in pairs if pair.key == key), None)
-            if held and _decode(Claim, held).endpoint != peer.endpoint:
-                raise Conflict(f"address {address} of network {network.name} belongs to another endpoint now")
-            conditions.append(unchanged(key, held.revision if held else 0))
-            changes.append(put(key, claim))
         current = msgspec.structs.replace(peer, vtep=self.member.vtep, revision=0)
+        changes = [put(key, claim) for key in keys]
         changes.append(put(self.key("ep", network.id, peer.endpoint), msgspec.json.encode(current)))
-        if not self.etcd.transact(when=conditions, then=changes).held:
-            raise Conflict(f"network {network.name} or its addresses have changed meanwhile")
+        for _ in range(_ATTEMPTS):  # whoever removes the records may be at it still
+            net, *found = self.etcd.read(self.key("net", network.id), *keys).found
+            self._there(network, net)
+            conditions = [present(self.key("net", network.id))]
+            for key, address, pairs in zip(keys, addresses, found, strict=True):
+                held = next((pair for pair in pairs if pair.key == key), None)
+                if held and _decode(Claim, held).endpoint != peer.endpoint:
+                    raise Conflict(f"address {address} of network {network.name} belongs to another endpoint now")
+                conditions.append(unchanged(key, held.revision if held else 0))
+            if self.etcd.transact(when=conditions, then=changes).held:
+                return
+        raise Conflict(f"addresses of network {network.name} change too often; try again")
 
     def leave(self, network: str, endpoint: str) -> None:
         """Forget an endpoint; `network` may be empty. Absent is success."""
