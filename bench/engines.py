@@ -16,7 +16,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unshare
+from transom.services.mounts import CLONE_NEWNS, MS_PRIVATE, MS_REC, mount, unmount, unshare
 from transom.services.netns import CLONE_NEWNET, loopback_up
 
 TRANSOM = str(Path(sys.executable).with_name("transom"))
@@ -34,11 +34,15 @@ def place_of_our_own():
     unshare(CLONE_NEWNET | CLONE_NEWNS)
     mount("", "/", flags=MS_REC | MS_PRIVATE)
     loopback_up()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before the end"))
     place = Path(tempfile.mkdtemp(prefix="transom-bench-"))
     try:
         make_root(place / "root")
         yield place
     finally:
+        for line in Path("/proc/self/mounts").read_text().splitlines()[::-1]:
+            if line.split()[1].startswith(f"{place}/"):  # dockerd's own namespace of the network, say
+                unmount(line.split()[1])
         shutil.rmtree(place, ignore_errors=True)
     print("\n" + machine())
 
