@@ -95,6 +95,13 @@ class LetsInternalNetworksOut(Bridge):
         return super().attach(replace(network, internal=False), endpoint, netns)
 
 
+@found_by("test_a_container_cannot_take_a_siblings_address")
+class GuardsArpOnly(Bridge):
+    def create_network(self, network):
+        super().create_network(network)
+        subprocess.run(["nft", "insert rule bridge transom ipv6 accept"], capture_output=True, check=False)
+
+
 @found_by("test_a_port_published_at_loopback_is_the_hosts_alone")
 class PublishesEverywhere(Bridge):
     def publish(self, network, endpoint, ports):

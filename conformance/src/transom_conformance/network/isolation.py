@@ -12,6 +12,14 @@ import pytest
 from transom.contract.network import Port
 from transom.services.netns import inside
 from transom_conformance.network.cases import NetworkCases
+from transom_conformance.network.frames import (
+    ROUTER_ADVERTISEMENT,
+    advertisement,
+    frames_of,
+    send,
+    until,
+    watch,
+)
 from transom_conformance.network.site import (
     HOST,
     IMPATIENCE,
@@ -107,3 +115,23 @@ class Isolation(NetworkCases):
         assert unreachable(site.neighbour, server, HOST, 8080)
         inside(site.host, partial(subprocess.run, ["nft", "delete", "table", "ip", "mine"], check=True))
         assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR
+
+    @requires(Has.ANTISPOOF, Has.IPV6, Has.MAC)
+    def test_a_container_cannot_take_a_siblings_address(self, site: Site) -> None:
+        """I8: frames that bear another's MAC or IP address, in ARP and NDP too, get nowhere with antispoof=true."""
+        network = site.network(options={"antispoof": "true"})
+        (container, own), (_, victim), (witness, _) = (site.joined(network) for _ in range(3))
+        (link,) = [link for link in container.ip("link", "show") if link["ifname"] != "lo"]
+        name, mac = link["ifname"], link["address"]
+        honest = frames_of(mac, own)
+        stolen = [
+            *frames_of(mac, victim),
+            *frames_of("02:99:00:00:00:01", own),
+            advertisement(mac, plain(own, ipv6=True), plain(victim, ipv6=True)),
+            advertisement(mac, plain(own, ipv6=True), kind=ROUTER_ADVERTISEMENT),
+        ]
+        seen = inside(witness.netns, watch, name)
+        site.world.defer(seen.close)
+        inside(container.netns, send, name, [*stolen, *honest])
+        arrived = until(seen, honest)
+        assert [frame.hex() for frame in stolen if frame in arrived] == []

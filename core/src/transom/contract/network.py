@@ -94,6 +94,8 @@ class NetworkCapability(Capability):
     """`attach` and `detach` work while the container runs; a container can be on several networks."""
     MAC = "mac"
     """Each endpoint has a MAC address of its own, that of `Endpoint.mac` where one is asked for."""
+    ANTISPOOF = "antispoof"
+    """With the network option ``antispoof=true`` no endpoint can send frames that bear another's addresses."""
     MULTI_HOST = "multi-host"
     """One network spans hosts; `NetworkDriver.networks` lists those of all hosts."""
     WATCH = "watch"

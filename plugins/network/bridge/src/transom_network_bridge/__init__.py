@@ -7,7 +7,7 @@ stale: while the namespace of a container that was not started dies with its las
 pair away too.
 
 The modules: `options` has what users may set, `firewall` keeps the nftables table, `publishing` writes ports into it,
-which `ports` chooses.
+which `ports` chooses; `guard` keeps a second table for networks whose containers may not pose as each other.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from transom.services.interfaces import (
 from transom.services.netlink import Link, Session
 from transom.services.netns import create, inside
 from transom_network_bridge.firewall import TABLE, Element, Firewall, pack_name
+from transom_network_bridge.guard import Guard
 from transom_network_bridge.options import (
     DOCS,
     BridgeOptions,
@@ -64,6 +65,7 @@ class Bridge(NetworkDriver):
             NetworkCapability.HOT_PLUG,
             NetworkCapability.MAC,
             NetworkCapability.DEFAULT,
+            NetworkCapability.ANTISPOOF,
         }
     )
     NetworkOptions = BridgeOptions
@@ -111,7 +113,8 @@ class Bridge(NetworkDriver):
     def _complete(self, session: Session, link: Link, network: Network) -> bool:
         known = link.alias == alias_of(network) and bridge_addresses(network) <= session.addresses(link.index).keys()
         firewall, mark = Firewall(), Element("bridges", pack_name(link.name))
-        return known and firewall.current() and bool(firewall.get([mark]))
+        guarded = not options_of(network).antispoof or Guard().current()
+        return known and guarded and firewall.current() and bool(firewall.get([mark]))
 
     def _create(self, session: Session, network: Network, name: str, alias: str) -> None:
         link = session.link(name)
@@ -151,6 +154,9 @@ class Bridge(NetworkDriver):
         """Write the network's elements, and let the host forward where that is off."""
         options, firewall = options_of(network), Firewall()
         firewall.load(anew=bool(firewall.current() and firewall.tampered()))
+        if options.antispoof:
+            guard = Guard()
+            guard.load(anew=bool(guard.current() and guard.tampered()))
         owner, packed = f"network {network.id}", pack_name(name)
         loop = packed + packed
         wanted = {Element("bridges", packed, comment=owner), Element("loops", loop, comment=owner)}
@@ -218,7 +224,14 @@ class Bridge(NetworkDriver):
                 if session.link(host):
                     raise Conflict(f"endpoint {endpoint.id[:12]} is attached to network {network.name} already")
                 nf = _bridge_nf()  # the host's; from here on in the container's namespace
-                interface, mac = inside(netns, self._join, session, network, endpoint, bridge, netns, nf=nf)
+                if options_of(network).antispoof:  # before there is anything to send by
+                    Guard().admit(endpoint, host, _mac_of(endpoint))
+                try:
+                    interface, mac = inside(netns, self._join, session, network, endpoint, bridge, netns, nf=nf)
+                except BaseException:
+                    if not session.link(host):
+                        Guard().dismiss(endpoint, host)
+                    raise
         except OSError as error:
             raise DriverError("attach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
         return Attachment(
@@ -254,7 +267,7 @@ class Bridge(NetworkDriver):
     ) -> tuple[str, str]:
         """Make the pair; return the name and the MAC of its inner end."""
         host = _host_end(endpoint.id)
-        mac = endpoint.mac or interfaces.mac_for(endpoint.addresses, endpoint.id)
+        mac = _mac_of(endpoint)
         for interface in interfaces.names(inner, endpoint, options_of(network).prefix):
             try:
                 session.request(
@@ -293,13 +306,14 @@ class Bridge(NetworkDriver):
         try:
             with Session() as session:
                 interfaces.remove(session, _host_end(endpoint.id))
+            Guard().dismiss(endpoint, _host_end(endpoint.id))
             self._withdraw(endpoint)
         except OSError as error:
             raise DriverError("detach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
 
     def owned(self) -> Owned:
         """Read the aliases of interfaces and the comments of elements."""
-        words = [element.comment for element in Firewall().elements()]
+        words = [element.comment for element in (*Firewall().elements(), *Guard().elements("guarded"))]
         with Session() as session:
             return interfaces.owned([*(f"transom {word}" for word in words), *(link.alias for link in session.links())])
 
@@ -338,6 +352,8 @@ class Bridge(NetworkDriver):
                 yield f"endpoint {endpoint.id[:12]}: {end.name} has MTU {end.mtu}, not {wanted}"
             if not options_of(network).icc and not _bridge_nf() and not end.isolated:
                 yield f"endpoint {endpoint.id[:12]} is not isolated from its neighbours"
+            if options_of(network).antispoof and not Guard().of(endpoint, end.name):
+                yield f"endpoint {endpoint.id[:12]} is not kept from using its neighbours' addresses"
             for port in unpublished(Firewall(), endpoint):
                 where = f"{port.host}/{port.protocol} is not published at {port.address}"
                 yield f"endpoint {endpoint.id[:12]}: port {where}"
@@ -345,8 +361,11 @@ class Bridge(NetworkDriver):
             yield f"nftables table {TABLE} is missing: published ports and masquerading are off"
         elif not Firewall().elements("bridges", owner=f"network {network.id}"):
             yield f"nftables table {TABLE} does not know bridge {name}"
-        for chain in Firewall().tampered() if Firewall().exists() else ():
-            yield f"nftables table {TABLE}: chain {chain} has not the rules that it should have"
+        for table in (Firewall(), Guard()):
+            for chain in table.tampered() if table.exists() else ():
+                yield f"nftables table {TABLE}: chain {chain} has not the rules that it should have"
+        if options_of(network).antispoof and not Guard().current():
+            yield f"nftables table bridge {TABLE} is missing: containers can pose as each other"
         if not network.internal:
             if has_family(network, 4) and read_setting("ipv4/ip_forward") == "0":
                 yield "IPv4 forwarding is off (net.ipv4.ip_forward)"
@@ -387,12 +406,17 @@ def _host_end(endpoint: str) -> str:
     return f"vt{endpoint[:13]}"
 
 
+def _mac_of(endpoint: Endpoint) -> str:
+    return endpoint.mac or interfaces.mac_for(endpoint.addresses, endpoint.id)
+
+
 def _forget(firewall: Firewall) -> bool:
     """After the last network remove the table, and switch off what was switched on for it; say whether."""
     if not firewall.exists() or firewall.elements("bridges"):
         return False
     for element in firewall.elements("forwarding"):
         write_setting("ipv4/ip_forward" if element.key == _NFPROTO[4] else "ipv6/conf/all/forwarding", "0")
+    Guard().remove()
     firewall.remove()
     return True
 

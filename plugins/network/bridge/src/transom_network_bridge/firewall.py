@@ -152,16 +152,8 @@ _CONNTRACK, _CT_GET, _CT_DELETE = 1 << 8, 1, 2
 _CT_ORIGINAL, _CT_PROTOCOL, _CT_NUMBER, _CT_DESTINATION_PORT, _CT_ID = 1, 2, 1, 3, 12
 _PER_MESSAGE = 200  # an attribute's length is a 16-bit number
 
-SETS = tuple(re.findall(r"^  (?:set|map) (\w+)", RULES, re.MULTILINE))
 PORT_MAPS = ("ports4", "ports6", "any4", "any6")
 ENDPOINT_SETS = (*PORT_MAPS, "open4", "open6", "hairpin4", "hairpin6")
-_CHAINS = {
-    name: sum(1 for line in body.splitlines() if line.strip() and not line.strip().startswith("type "))
-    for name, body in re.findall(r"^  chain (\w+) \{(.*?)^  \}", RULES, re.MULTILINE | re.DOTALL)
-}
-"""How many rules each chain has."""
-_VERSION = f"rules_{zlib.crc32(RULES.encode()):08x}"
-"""The name of an empty set that says which rules are loaded."""
 
 
 class Element(msgspec.Struct, frozen=True):
@@ -173,17 +165,43 @@ class Element(msgspec.Struct, frozen=True):
     comment: str = ""
 
 
+class Rules:
+    """What a table consists of besides its elements: its family, its sets and maps, and its rules.
+
+    Args:
+        number: the family's (NFPROTO_INET ...).
+        word: what nft(8) calls it.
+        text: the table as nft(8) reads it, each set and chain indented by two.
+    """
+
+    def __init__(self, *, number: int, word: str, text: str) -> None:
+        self.number, self.word, self.text = number, word, text
+        self.sets = tuple(re.findall(r"^  (?:set|map) (\w+)", text, re.MULTILINE))
+        self.chains = {
+            name: sum(1 for line in body.splitlines() if line.strip() and not line.strip().startswith("type "))
+            for name, body in re.findall(r"^  chain (\w+) \{(.*?)^  \}", text, re.MULTILINE | re.DOTALL)
+        }
+        """How many rules each chain has."""
+        self.version = f"rules_{zlib.crc32(text.encode()):08x}"
+        """The name of an empty set that says which rules are loaded."""
+
+
+INET_RULES = Rules(number=_INET, word="inet", text=RULES)
+
+
 class Firewall:
     """The table, in the namespace of the calling thread. All errors are `OSError`.
 
     Callers that change anything hold the driver's lock.
     """
 
+    rules = INET_RULES
+
     def exists(self) -> bool:
         """Say whether the table is there."""
         with Session(_NETFILTER) as session:
             try:
-                session.request((_NFTABLES | _GETTABLE, ACK, _header() + text(1, TABLE)))
+                session.request((_NFTABLES | _GETTABLE, ACK, self._header() + text(1, TABLE)))
             except FileNotFoundError:
                 return False
         return True
@@ -192,21 +210,23 @@ class Firewall:
         """Say whether the table has the rules of this version."""
         with Session(_NETFILTER) as session:
             try:
-                session.request((_NFTABLES | _GETSET, ACK, _header() + text(1, TABLE) + text(2, _VERSION)))
+                session.request(
+                    (_NFTABLES | _GETSET, ACK, self._header() + text(1, TABLE) + text(2, self.rules.version))
+                )
             except FileNotFoundError:
                 return False
         return True
 
     def tampered(self) -> list[str]:
         """Name the chains that have lost rules or got others since they were loaded."""
-        counts = dict.fromkeys(_CHAINS, 0)
+        counts = dict.fromkeys(self.rules.chains, 0)
         with Session(_NETFILTER) as session:
-            for body in session.dump(_NFTABLES | _GETRULE, _header() + text(1, TABLE)):
+            for body in session.dump(_NFTABLES | _GETRULE, self._header() + text(1, TABLE)):
                 values = attributes(body[4:])
                 if values.get(1) == TABLE.encode() + b"\0":
                     name = values.get(2, b"").rstrip(b"\0").decode()
                     counts[name] = counts.get(name, 0) + 1
-        return [name for name, count in counts.items() if _CHAINS.get(name) != count]
+        return [name for name, count in counts.items() if self.rules.chains.get(name) != count]
 
     def load(self, *, anew: bool = False) -> None:
         """Load the rules, in one transaction that keeps all elements; nothing happens when they are there.
@@ -217,10 +237,11 @@ class Firewall:
         if anew or not self.current():
             from subprocess import run
 
-            marked = RULES.replace(
-                "table inet transom {", f"table inet transom {{\n  set {_VERSION} {{ type mark; }}", 1
+            table = f"table {self.rules.word} {TABLE}"
+            marked = self.rules.text.replace(
+                f"{table} {{", f"{table} {{\n  set {self.rules.version} {{ type mark; }}", 1
             )
-            script = f"add table inet {TABLE}\nflush table inet {TABLE}\n{marked}"
+            script = f"add {table}\nflush {table}\n{marked}"
             done = run(["nft", "-f", "-"], input=script, text=True, capture_output=True, check=False)
             if done.returncode:
                 raise OSError(errno.EIO, (done.stderr.strip() or "nft failed").splitlines()[0])
@@ -228,7 +249,7 @@ class Firewall:
     def remove(self) -> None:
         """Remove the table with everything in it. Absent is success."""
         try:
-            self._batch((_NFTABLES | _DELTABLE, ACK, _header() + text(1, TABLE)))
+            self._batch((_NFTABLES | _DELTABLE, ACK, self._header() + text(1, TABLE)))
         except FileNotFoundError:
             pass
 
@@ -236,8 +257,8 @@ class Firewall:
         """List the elements of the named sets, by default of all, or only of `owner`; none without the table."""
         found, words = [], owner.split(" ")
         with Session(_NETFILTER) as session:
-            for name in sets or SETS:
-                body = _header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, name)
+            for name in sets or self.rules.sets:
+                body = self._header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, name)
                 try:
                     dumped = session.dump(_NFTABLES | _GETSETELEM, body)
                 except FileNotFoundError:
@@ -252,7 +273,7 @@ class Firewall:
         found = []
         with Session(_NETFILTER) as session:
             for element in elements:
-                body = _header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, element.set)
+                body = self._header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, element.set)
                 key = nested(1, nested(_KEY, attribute(_VALUE, element.key)))
                 try:
                     answers = session.get(_NFTABLES | _GETSETELEM, body + nested(_LIST_ELEMENTS, key))
@@ -268,7 +289,7 @@ class Firewall:
         Raises:
             FileExistsError: one of the new elements is there already.
         """
-        messages = [*_change(_DELSETELEM, ACK, remove), *_change(_NEWSETELEM, ACK | CREATE | EXCL, add)]
+        messages = [*self._changes(_DELSETELEM, ACK, remove), *self._changes(_NEWSETELEM, ACK | CREATE | EXCL, add)]
         if messages:
             self._batch(*messages)
         flows = {published(element) for element in (*add, *remove) if element.set in PORT_MAPS}
@@ -278,6 +299,19 @@ class Firewall:
         frame = struct.pack("=BB", 0, 0) + struct.pack("!H", 10)
         with Session(_NETFILTER) as session:
             session.request((_BATCH_BEGIN, 0, frame), *messages, (_BATCH_END, 0, frame))
+
+    def _header(self) -> bytes:
+        return struct.pack("=BBH", self.rules.number, 0, 0)
+
+    def _changes(self, kind: int, flags: int, elements: list[Element]) -> list[Message]:
+        messages = []
+        for name in self.rules.sets:
+            members = [element for element in elements if element.set == name]
+            for start in range(0, len(members), _PER_MESSAGE):
+                part = b"".join(_pack(element) for element in members[start : start + _PER_MESSAGE])
+                body = self._header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, name) + nested(_LIST_ELEMENTS, part)
+                messages.append((_NFTABLES | kind, flags, body))
+        return messages
 
 
 def _forget_flows(ports: set[tuple[str, int]]) -> None:
@@ -303,21 +337,6 @@ def _forget_flows(ports: set[tuple[str, int]]) -> None:
                     session.request((_CONNTRACK | _CT_DELETE, ACK, body[:4] + original))
                 except FileNotFoundError:
                     continue  # it ended by itself
-
-
-def _header() -> bytes:
-    return struct.pack("=BBH", _INET, 0, 0)
-
-
-def _change(kind: int, flags: int, elements: list[Element]) -> list[Message]:
-    messages = []
-    for name in SETS:
-        members = [element for element in elements if element.set == name]
-        for start in range(0, len(members), _PER_MESSAGE):
-            part = b"".join(_pack(element) for element in members[start : start + _PER_MESSAGE])
-            body = _header() + text(_LIST_TABLE, TABLE) + text(_LIST_SET, name) + nested(_LIST_ELEMENTS, part)
-            messages.append((_NFTABLES | kind, flags, body))
-    return messages
 
 
 def _pack(element: Element) -> bytes:

@@ -33,6 +33,7 @@ class BridgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = msgspec.field(name="com.docker.network.driver.mtu", default=0)
     source4: str = msgspec.field(name="com.docker.network.host_ipv4", default="")
     source6: str = msgspec.field(name="com.docker.network.host_ipv6", default="")
+    antispoof: bool = False
     prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
         name="com.docker.network.container_iface_prefix", default="eth"
     )
@@ -70,6 +71,7 @@ DOCS = {
     "com.docker.network.bridge.inhibit_ipv4": "Leave the IPv4 gateway's address to something else on the network.",
     "com.docker.network.bridge.trusted_host_interfaces": "Interfaces that reach all ports of containers, eth1:wg0.",
     "com.docker.network.bridge.default_bridge": "Docker's mark of its default network; only false is taken.",
+    "antispoof": "Whether frames of containers may bear their own addresses only: MAC, IPv4, IPv6, ARP and NDP.",
     "com.docker.network.host_ipv4": "Address that what leaves the network bears, instead of the way out's own.",
     "com.docker.network.host_ipv6": "The same for IPv6.",
     "com.docker.network.bridge.name": "Name of the bridge on the host; one that exists is used and kept.",
