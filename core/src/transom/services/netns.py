@@ -34,7 +34,7 @@ def create() -> int:
         unshare(CLONE_NEWNET)
         return current()
 
-    return in_thread(run, daemon=True)
+    return in_thread(run)
 
 
 def current() -> int:
@@ -61,7 +61,7 @@ def inside(netns: int, function: Callable[..., T], /, *args: Any, **kwargs: Any)
 
     if os.path.samestat(os.fstat(netns), os.stat("/proc/thread-self/ns/net")):
         return function(*args, **kwargs)
-    return in_thread(run, daemon=True)
+    return in_thread(run)
 
 
 def loopback_up() -> None:
