@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import msgspec
 import pytest
 
 from transom.contract.network import Network, Owned, Port
-from transom.errors import ConfigError, Conflict, NotFound
+from transom.errors import ConfigError, Conflict, NotFound, NotSupported
 from transom.services.netns import create, inside
 from transom_conformance.network import (
     HOST,
@@ -24,6 +25,7 @@ from transom_conformance.network import (
     TCP,
     NetworkSuite,
     Site,
+    exchange,
     ip_batch,
     listen,
     plain,
@@ -33,6 +35,7 @@ from transom_conformance.network import (
 from transom_conformance.suite import World
 from transom_network_bridge import Bridge
 from transom_network_bridge.firewall import RULES, Firewall
+from transom_network_bridge.guard import Guard
 from transom_network_bridge.options import BridgeOptions
 
 BRIDGE_NF = "/proc/sys/net/bridge/bridge-nf-call-"
@@ -540,6 +543,52 @@ def test_sctp_ports_are_published_even_where_the_host_has_no_such_sockets(site):
         site.driver.publish(network=network, endpoint=site.joined(network)[1], ports=ports[:1])
 
 
+def sctp(netns):
+    """A socket of the protocol, whose kernel support few hosts have."""
+    return inside(netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+
+
+def test_sctp_passes_through_published_ports(site):
+    try:
+        sctp(site.host).close()
+    except OSError:
+        pytest.skip("the kernel has no SCTP sockets (CONFIG_IP_SCTP)")
+    network = site.network()
+    container, endpoint = site.joined(network)
+    sibling, _ = site.joined(network)
+    ports = (Port(container=80, host=8080, protocol="sctp"),)
+    site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+
+    def talk_to(address, netns):
+        with sctp(netns) as client, sctp(container.netns) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((plain(endpoint), 80))
+            server.listen()
+            server.settimeout(20)
+            client.settimeout(20)
+            client.connect((address, 8080))
+            peer, source = server.accept()
+            with peer:
+                peer.settimeout(20)
+                exchange(client, peer)
+            return source[0]
+
+    assert talk_to(HOST, site.neighbour) == NEIGHBOUR
+    assert talk_to(HOST, sibling.netns)
+    assert talk_to(HOST, site.host)
+    site.driver.unpublish(network=network, endpoint=endpoint)
+    with pytest.raises(OSError):  # refused, or unanswered
+        talk_to(HOST, site.neighbour)
+    with sctp(site.host) as program:
+        program.bind((HOST, 8080))
+        program.listen()
+        with pytest.raises(Conflict) as caught:
+            site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+    assert str(caught.value) == (
+        "port 8080/sctp is taken: a program on this host uses it at 0.0.0.0; choose another one"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -553,6 +602,43 @@ def test_sctp_ports_are_published_even_where_the_host_has_no_such_sockets(site):
 def test_a_bad_option_is_refused(options, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         BridgeOptions(**options)
+
+
+def test_endpoints_that_lost_their_guard_are_reported_and_made_good(site):
+    network = site.network(options={"antispoof": "true"})
+    _, endpoint = site.joined(network)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    inside(site.host, run, "nft", "flush", "chain", "bridge", "transom", "ipv6")
+    said = ["nftables table transom: chain ipv6 has not the rules that it should have"]
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == said
+    inside(site.host, run, "nft", "delete", "table", "bridge", "transom")
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == [
+        f"endpoint {endpoint.id[:12]} is not kept from using its neighbours' addresses",
+        "nftables table bridge transom is missing: containers can pose as each other",
+    ]
+    site.driver.create_network(network=network)
+    site.driver.detach(network=network, endpoint=endpoint)
+    container = site.container()
+    site.driver.attach(network=network, endpoint=endpoint, netns=container.netns)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+
+
+def test_without_antispoof_there_is_no_second_table(site):
+    site.joined(site.network())
+    assert inside(site.host, run, "nft", "list", "tables").split("\n")[:-1] == ["table inet transom"]
+
+
+def test_a_kernel_without_nftables_for_bridges_is_named(site, monkeypatch, tmp_path):
+    nft = tmp_path / "nft"
+    nft.write_text("#!/bin/sh\necho 'Error: Could not process rule: Operation not supported' >&2; exit 1\n")
+    nft.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(NotSupported) as caught:
+        inside(site.host, Guard().load)
+    assert str(caught.value) == (
+        "network bridge: antispoof=true needs nftables for bridges (CONFIG_NF_TABLES_BRIDGE):"
+        " Error: Could not process rule: Operation not supported"
+    )
 
 
 def test_the_probe_says_yes_here_and_leaves_nothing(site):

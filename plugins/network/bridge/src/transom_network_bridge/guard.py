@@ -89,7 +89,7 @@ def admitted(endpoint: Endpoint, interface: str, mac: str) -> list[Element]:
     """Return the elements by which an endpoint's frames pass."""
     name, hardware, note = pack_name(interface), netlink.pack_mac(mac), f"endpoint {endpoint.id}"
     found = [Element("guarded", name, comment=note), Element("hardware", name + hardware + bytes(2), comment=note)]
-    addresses = [address.partition("/")[0] for address in endpoint.addresses]
+    addresses = [address.partition("/")[0] for address in (*endpoint.addresses, *endpoint.link_local)]
     if any(family(address) == 6 for address in addresses):
         addresses.append(link_local(mac))
     for address in dict.fromkeys(addresses):
