@@ -19,7 +19,6 @@ from transom.services.files import Lock
 from transom_engine import logplan, wire
 from transom_engine.flags import NAME
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig, LogStatus, now
-from transom_engine.supervisor import launch, remove_runtime_state
 
 if TYPE_CHECKING:
     from transom.services.snapshots import Snapshots
@@ -287,6 +286,8 @@ class Containers:
                     return connection
                 self._wait_for_supervisor(id)
             try:
+                from transom_engine.supervisor import launch
+
                 return launch(self.engine, id, own_pids=not container.host_config.pid_mode, attach=attach)
             except BaseException:
                 self._wait_for_supervisor(id)
@@ -645,10 +646,12 @@ class Containers:
 
     def clear_run(self, id: str) -> None:
         """Remove the directory of a run that is over; its mounts went with the supervisor."""
-        run = self.engine.container_run(id)
-        remove_runtime_state(str(run))
         from shutil import rmtree
 
+        from transom_engine.supervisor import remove_runtime_state
+
+        run = self.engine.container_run(id)
+        remove_runtime_state(str(run))
         rmtree(run, ignore_errors=True)
 
     # Events

@@ -149,8 +149,23 @@ def _ip(address: str, text: str) -> str:
 
 # Networks
 
-_PLACE = "NAME or name=NAME,alias=A,ip=ADDRESS,ip6=ADDRESS,mac-address=MAC,gw-priority=N,driver-opt=K=V"
+_PLACE = "NAME or name=NAME,alias=A,ip=IP,ip6=IP,link-local-ip=IP,mac-address=MAC,gw-priority=N,driver-opt=K=V"
 _ADDRESSES = {"ip": "IPv4Address", "ip6": "IPv6Address", "mac-address": "MacAddress"}
+
+
+def add_link_local(place: EndpointSettings, addresses: Iterable[str], *, flag: str = "--link-local-ip") -> None:
+    """Ask for link-local addresses besides the container's own, each in the kernel's spelling."""
+    from ipaddress import ip_address
+
+    for text in addresses:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            address = None
+        if address is None or not address.is_link_local:
+            raise _bad(flag, text, "not a link-local address", "one of 169.254.0.0/16 or fe80::/64")
+        asked = place.ipam_config or {}
+        place.ipam_config = {**asked, "LinkLocalIPs": [*asked.get("LinkLocalIPs", ()), str(address)]}
 
 
 def network(text: str) -> tuple[str, EndpointSettings]:
@@ -169,10 +184,12 @@ def network(text: str) -> tuple[str, EndpointSettings]:
                 options.append(value)
             case "gw-priority":
                 place.gw_priority = priority(value, text)
+            case "link-local-ip":
+                add_link_local(place, (value,), flag="--network link-local-ip")
             case other if other in _ADDRESSES:
                 place.ipam_config = {**(place.ipam_config or {}), _ADDRESSES[other]: value}
             case other:
-                known = ("name", "alias", "driver-opt", "gw-priority", *_ADDRESSES)
+                known = ("name", "alias", "driver-opt", "gw-priority", "link-local-ip", *_ADDRESSES)
                 raise _bad("--network", text, f"unknown field {other!r}{nearest(other, known)}", _PLACE)
     if not name:
         raise _bad("--network", text, "no name", _PLACE)

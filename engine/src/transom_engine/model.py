@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -235,7 +236,8 @@ class EndpointSettings(Pascal):
     aliases: list[str] | None = None
     links: list[str] | None = None
     """Other containers, NAME:ALIAS: the alias is for this container alone."""
-    ipam_config: dict[str, str] | None = msgspec.field(default=None, name="IPAMConfig")
+    ipam_config: dict[str, Any] | None = msgspec.field(default=None, name="IPAMConfig")
+    """What was asked for: IPv4Address, IPv6Address, MacAddress, each a text, and LinkLocalIPs, a list."""
     driver_opts: dict[str, str] | None = None
     network_id: str = msgspec.field(default="", name="NetworkID")
     endpoint_id: str = msgspec.field(default="", name="EndpointID")

@@ -173,6 +173,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         container: the container's id.
         names: what other endpoints may call it: container name, short id, aliases.
         addresses: with prefix length ("172.18.0.2/16"), IPv4 first; empty when the driver is to choose.
+        link_local: addresses with prefix that the interface has besides, "169.254.9.9/16" (RFC 3927; RFC 4291, 2.5.6).
         static: the addresses were asked for by the user; the driver may not change them.
         mac: "02:42:ac:12:00:02", or None for the driver's choice. A driver derives it from the address where
             it can, so that a neighbour's cache stays right when an address is used again.
@@ -186,6 +187,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     container: str
     names: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    link_local: tuple[str, ...] = ()
     static: bool = False
     mac: str | None = None
     interface: str | None = None

@@ -159,15 +159,16 @@ def furnish(inner: Session, *, netns: int, endpoint: Endpoint, interface: str) -
     link = inner.link(interface)
     if link is None:
         raise OSError(errno.ENODEV, f"{interface} vanished from the namespace")
-    taken = {plain(address) for address in inner.addresses()} & {plain(a) for a in endpoint.addresses}
+    wanted = (*endpoint.addresses, *endpoint.link_local)
+    taken = {plain(address) for address in inner.addresses()} & {plain(address) for address in wanted}
     if taken:
         raise Conflict(f"endpoint {endpoint.id[:12]}: the container has {', '.join(sorted(taken))} already")
     settings = {}
-    if all(family(address) == 4 for address in endpoint.addresses):
+    if all(family(address) == 4 for address in wanted):
         settings[f"ipv6/conf/{interface}/disable_ipv6"] = "1"
     inside(netns, _configure, settings, endpoint.options, interface)
     inner.request(
-        *(netlink.add_address(link.index, address) for address in endpoint.addresses),
+        *(netlink.add_address(link.index, address) for address in wanted),
         netlink.set_up("lo"),
         netlink.set_up(interface),
     )

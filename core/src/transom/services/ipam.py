@@ -119,6 +119,7 @@ class Ipam:
     def allocate(self, network: Network, endpoint: Endpoint) -> Endpoint:
         """Give the endpoint an address of each family that the network has, and return it with them.
 
+        Families of which `network` names no subnet are left out, if it names any: the container is without them.
         Addresses already in it were asked for. Idempotent for one endpoint.
 
         Raises:
@@ -129,6 +130,8 @@ class Ipam:
         with self._transaction() as db:
             query = "SELECT pool, low, high, first, last, cursor FROM pools WHERE network = ?"
             pools = [_Pool(*row) for row in db.execute(query, (network.id,))]
+            if families := {":" in subnet.pool for subnet in network.subnets}:
+                pools = [pool for pool in pools if (":" in pool.text) in families]
             for packed in asked.values():
                 if not any(packed in pool for pool in pools):
                     known = ", ".join(pool.text for pool in pools) or "none"

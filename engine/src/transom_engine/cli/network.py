@@ -210,6 +210,7 @@ def inspect_command(session: Session, /, names: tuple[str, ...], format: str, ve
 @network_command.command("connect")
 @click.option("--ip", default="", help="IPv4 address (e.g., 172.30.100.104)")
 @click.option("--ip6", default="", help="IPv6 address (e.g., 2001:db8::33)")
+@many("--link-local-ip", help="Add a link-local address for the container")
 @many("--alias", help="Add network-scoped alias for the container")
 @many("--driver-opt", help="Driver options for the endpoint")
 @many("--link", help="Add link to another container (NAME[:ALIAS])")
@@ -224,6 +225,7 @@ def connect_command(
     container: str,
     ip: str,
     ip6: str,
+    link_local_ip: tuple[str, ...],
     alias: tuple[str, ...],
     driver_opt: tuple[str, ...],
     link: tuple[str, ...],
@@ -241,6 +243,7 @@ def connect_command(
         links=[flags.link(text) for text in link] or None,
         gw_priority=gw_priority,
     )
+    flags.add_link_local(place, link_local_ip)
     session.engine.endpoints.connect(network, session.engine.containers.get(container), place)
 
 

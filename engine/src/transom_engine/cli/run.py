@@ -67,6 +67,7 @@ _FLAGS: tuple[Flag, ...] = (
     _many("--network-alias", help="Add network-scoped alias for the container"),
     _text("--ip", help="IPv4 address (e.g., 172.30.100.104)"),
     _text("--ip6", help="IPv6 address (e.g., 2001:db8::33)"),
+    _many("--link-local-ip", help="Container IPv4/IPv6 link-local addresses"),
     _text("--mac-address", help="Container MAC address"),
     _many("--dns", help="Set custom DNS servers"),
     _many("--dns-option", "--dns-opt", help="Set DNS options"),
@@ -343,6 +344,7 @@ def _places(given: dict[str, Any]) -> dict[str, EndpointSettings]:
     addresses = {"IPv4Address": given["ip"], "IPv6Address": given["ip6"], "MacAddress": given["mac_address"]}
     asked = {name: value for name, value in addresses.items() if value}
     first.ipam_config = {**(first.ipam_config or {}), **asked} or None
+    flags.add_link_local(first, given["link_local_ip"])
     first.aliases = [*(first.aliases or []), *given["network_alias"]] or None
     first.links = [flags.link(text) for text in given["link"]] or None
     return places

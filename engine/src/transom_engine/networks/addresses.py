@@ -72,6 +72,10 @@ class Addresses:
             addresses=static,
             mac=asked.get("MacAddress") or None,
         )
+        if _without_ipv6(container, endpoint):
+            network = _ipv4_of(network, container)
+            if any(":" in address for address in static):
+                raise ConfigError(f"container {container.name} has IPv6 switched off by a setting: leave --ip6 away")
         if driver.keeps_addresses(network=network):
             return driver.allocate(network=network, endpoint=endpoint)
         return self.ipam.allocate(network, endpoint) if network.subnets else endpoint
@@ -97,3 +101,24 @@ def _asked(record: NetworkRecord, subnets: tuple[Subnet, ...]) -> tuple[Subnet, 
     wanted = ((record.enable_ipv4, False, "0.0.0.0/0"), (record.enable_ipv6, True, "::/0"))
     present = {":" in subnet.pool for subnet in subnets}
     return subnets + tuple(Subnet(pool=pool) for on, six, pool in wanted if on and six not in present)
+
+
+def _without_ipv6(container: Container, endpoint: Endpoint) -> bool:
+    """Say whether a setting takes IPv6 from the container, or from its interface on the network (ip-sysctl)."""
+    own = container.host_config.sysctls.get("net.ipv6.conf.all.disable_ipv6", "0")
+    of_interface = getattr(endpoint.options, "sysctls", ())  # those of `transom.services.interfaces`
+    return own == "1" or "net.ipv6.conf.IFNAME.disable_ipv6=1" in of_interface
+
+
+def _ipv4_of(network: Network, container: Container) -> Network:
+    """Return the network as a container without IPv6 knows it.
+
+    Raises:
+        ConfigError: there is nothing left of it.
+    """
+    subnets = tuple(subnet for subnet in network.subnets if ":" not in subnet.pool)
+    if network.subnets and not subnets:
+        raise ConfigError(
+            f"network {network.name} has IPv6 alone, which container {container.name} has switched off by a setting"
+        )
+    return msgspec.structs.replace(network, subnets=subnets)

@@ -70,10 +70,17 @@ def endpoint_of(engine: Engine, container: Container, record: NetworkRecord, pla
         container=container.id,
         names=(container.name, container.id[:12], *(place.aliases or [])),
         addresses=tuple(f"{address}/{prefix}" for address, prefix in pairs if address),
+        link_local=link_local_of(place),
         mac=(place.mac_address or None) if own_mac else None,
         options=options_of(engine, record.driver, driver.EndpointOptions, place.driver_opts or {}, "--driver-opt"),
         ports=tuple(port for port in bound(container) if ways.get(family(port.address)) == record.name),
     )
+
+
+def link_local_of(place: EndpointSettings) -> tuple[str, ...]:
+    """Return the link-local addresses that were asked for, with the prefixes of their ranges."""
+    asked: list[str] = (place.ipam_config or {}).get("LinkLocalIPs") or []
+    return tuple(f"{address}/{64 if ':' in address else 16}" for address in asked)
 
 
 def options_of(engine: Engine, driver: str, struct: type[msgspec.Struct], words: dict[str, str], where: str) -> Any:

@@ -15,7 +15,7 @@ from transom.errors import Conflict, DriverError, NotFound
 from transom_engine import wire
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.contracts import endpoint_of, network_of, ways_out
-from transom_engine.networks.model import NetworkRecord
+from transom_engine.networks.model import MEMBERS, NetworkRecord
 from transom_engine.networks.ways import move_ways_out, ports_of, publish, route
 
 if TYPE_CHECKING:
@@ -97,13 +97,14 @@ class Endpoints:
         record.network_settings.ports = container.network_settings.ports
 
     def _join_one(self, container: Container, name: str, place: EndpointSettings, netns: int) -> None:
-        record = self.engine.networks.get(name)
-        driver, network = self.engine.network_driver(record.driver), network_of(self.engine, record)
-        driver.create_network(network=network)
-        place.network_id, place.endpoint_id = record.id, place.endpoint_id or os.urandom(32).hex()
-        # On record before the driver acts: a crash in between is cleared away by what it says.
-        with self.engine.state.changing(container.id) as kept:
-            self.note(container, kept, name)
+        with self.engine.lock(MEMBERS, shared=True):
+            record = self.engine.networks.get(name)
+            driver, network = self.engine.network_driver(record.driver), network_of(self.engine, record)
+            driver.create_network(network=network)
+            place.network_id, place.endpoint_id = record.id, place.endpoint_id or os.urandom(32).hex()
+            # On record before the driver acts: a crash in between is cleared away by what it says.
+            with self.engine.state.changing(container.id) as kept:
+                self.note(container, kept, name)
         endpoint = self.engine.addresses.allocate(container, record, network, place, driver)
         attachment = driver.attach(network=network, endpoint=endpoint, netns=netns)
         _note(place, attachment)

@@ -11,6 +11,8 @@ DEFAULT = "bridge"
 """The name of the default network, whatever driver carries it: Docker's users write it."""
 DEFAULT_IPAM, DHCP = "default", "dhcp"
 """Who gives addresses, in the words of ``--ipam-driver``: core's IPAM, and the option of drivers that ask a server."""
+MEMBERS = "network-members"
+"""The lock that whoever makes or joins a network shares, and whoever removes one has alone."""
 
 
 class IpamConfig(Pascal, omit_defaults=True):

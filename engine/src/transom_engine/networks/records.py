@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import builtins
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transom.contract.network import NetworkCapability
 from transom.errors import ConfigError, Conflict, NotFound, TransomError, choices, nearest
 from transom.services.files import Lock
 from transom_engine.model import now
 from transom_engine.networks.contracts import keeps_addresses, network_of, option_names
-from transom_engine.networks.model import DEFAULT, DEFAULT_IPAM, DHCP, IpamConfig, NetworkRecord, record_of
+from transom_engine.networks.model import DEFAULT, DEFAULT_IPAM, DHCP, MEMBERS, IpamConfig, NetworkRecord, record_of
 
 if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
@@ -163,13 +163,18 @@ class Networks:
             options = {**(options or {}), self._ipam_option(driver, ipam_driver): "true"}
         if NetworkCapability.MULTI_HOST in opened.capabilities:
             self._take_over()
-        with self._lock():
-            if name == DEFAULT or self.engine.state.find("network", NetworkRecord, name=name) is not None:
-                raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
-            record = self._add(
+        with self.engine.lock(MEMBERS, shared=True):
+            return self._create(
                 name, driver, configs=configs or [], options=options or {}, labels=labels or {},
                 ipam_driver=ipam_driver, internal=internal, ipv4=ipv4, ipv6=ipv6, attachable=attachable,
             )  # fmt: skip
+
+    def _create(self, name: str, driver: str, **words: Any) -> NetworkRecord:
+        opened = self.engine.network_driver(driver)
+        with self._lock():
+            if name == DEFAULT or self.engine.state.find("network", NetworkRecord, name=name) is not None:
+                raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
+            record = self._add(name, driver, **words)
         try:
             opened.create_network(network=network_of(self.engine, record))
         except BaseException:
@@ -225,7 +230,13 @@ class Networks:
         Raises:
             Conflict: containers are on it, or it is one that is always there.
         """
-        record = self.get(reference)
+        with self.engine.lock(MEMBERS):
+            record = self.get(reference)
+            self._refuse_removal(record)
+            self._remove(record)
+        self.engine.state.event("network", "destroy", record.id, name=record.name, type=record.driver)
+
+    def _refuse_removal(self, record: NetworkRecord) -> None:
         opened = self.engine.network_driver(record.driver)
         if record.name == DEFAULT or NetworkCapability.SINGLETON in opened.capabilities:
             raise Conflict(f"{record.name} is a pre-defined network and cannot be removed")
@@ -233,11 +244,11 @@ class Networks:
             raise Conflict(
                 f"network {record.name} has active endpoints: {', '.join(users)}; stop or disconnect them first"
             )
-        self._remove(record)
-        self.engine.state.event("network", "destroy", record.id, name=record.name, type=record.driver)
 
     def _users(self, record: NetworkRecord) -> builtins.list[str]:
-        return sorted(c.name for c in self.engine.containers.list() if record.name in c.network_settings.networks)
+        """Name the containers that run on the network, or are about to: those with an endpoint on record."""
+        places = {c.name: c.network_settings.networks.get(record.name) for c in self.engine.containers.list(all=True)}
+        return sorted(name for name, place in places.items() if place is not None and place.endpoint_id)
 
     def _remove(self, record: NetworkRecord) -> None:
         self.engine.network_driver(record.driver).delete_network(network=network_of(self.engine, record))
