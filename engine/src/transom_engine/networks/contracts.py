@@ -85,8 +85,11 @@ def link_local_of(place: EndpointSettings) -> tuple[str, ...]:
 
 def options_of(engine: Engine, driver: str, struct: type[msgspec.Struct], words: dict[str, str], where: str) -> Any:
     """Convert a user's options; `where` says in an error what they were written behind."""
-    if not words and not any(field.required for field in msgspec.structs.fields(struct)):
-        return struct()
+    if not words:
+        try:
+            return struct()
+        except TypeError:
+            pass  # one is required: the conversion says which
     from transom.services.options import convert
 
     return convert(driver=engine.drivers.load("network", driver), options=words, struct=struct, where=where)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from transom.services.netns import create, inside
 from transom_conformance.network import (
     HOST,
     HOST6,
+    IMPATIENCE,
     NEIGHBOUR,
     NEIGHBOUR6,
     TCP,
@@ -541,6 +543,48 @@ def test_sctp_ports_are_published_even_where_the_host_has_no_such_sockets(site):
     assert all(port.host for port in bound)
     with pytest.raises(Conflict):
         site.driver.publish(network=network, endpoint=site.joined(network)[1], ports=ports[:1])
+
+
+def crc32c(data: bytes) -> bytes:
+    """Return the checksum of SCTP (RFC 9260, appendix A)."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return struct.pack("<I", crc ^ 0xFFFFFFFF)
+
+
+def packet(source: int, destination: int, tag: int, chunk: int) -> bytes:
+    """Return an SCTP packet with an INIT (1) or INIT ACK (2) chunk (RFC 9260, 3.3.2)."""
+    body = struct.pack("!BBHIIHHI", chunk, 0, 20, 7, 65536, 1, 1, 1)
+    ports = struct.pack("!HHI", source, destination, tag)
+    return ports + crc32c(ports + bytes(4) + body) + body
+
+
+def test_sctp_packets_are_translated_there_and_back(site):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    ports = (Port(container=80, host=8080, protocol="sctp"),)
+    site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+    kind = socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_SCTP
+    with (
+        inside(site.neighbour, socket.socket, *kind) as client,
+        inside(container.netns, socket.socket, *kind) as server,
+    ):
+        for sock in (client, server):
+            sock.settimeout(20)
+        client.sendto(packet(5000, 8080, 0, chunk=1), (HOST, 0))
+        got, source = server.recvfrom(999)
+        assert (source[0], got[20:]) == (NEIGHBOUR, packet(5000, 80, 0, chunk=1))
+        server.sendto(packet(80, 5000, 7, chunk=2), (NEIGHBOUR, 0))
+        got, source = client.recvfrom(999)
+        assert (source[0], got[20:]) == (HOST, packet(8080, 5000, 7, chunk=2))
+        site.driver.unpublish(network=network, endpoint=endpoint)
+        server.settimeout(IMPATIENCE)
+        client.sendto(packet(5001, 8080, 0, chunk=1), (HOST, 0))
+        with pytest.raises(TimeoutError):
+            server.recvfrom(999)
 
 
 def sctp(netns):
