@@ -379,11 +379,11 @@ def set_alias(name: str, alias: str, *, without_ipv6: bool = False) -> Message:
     return NEWLINK, ACK, body
 
 
-def set_port(name: str, *, hairpin: bool, isolated: bool) -> Message:
-    """Set a bridge port up, with its settings (bridge(8): hairpin, isolated)."""
+def set_port(name: str, *, hairpin: bool, isolated: bool, up: bool = True) -> Message:
+    """Give a bridge port its settings (bridge(8): hairpin, isolated), and set it up."""
     data = attribute(_BRPORT_MODE, bytes([hairpin])) + attribute(_BRPORT_ISOLATED, bytes([isolated]))
     info = nested(_IFLA_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, data))
-    return NEWLINK, ACK, _ifinfo(up=True) + _name(name) + info
+    return NEWLINK, ACK, _ifinfo(up=up) + _name(name) + info
 
 
 def set_up(name: str) -> Message:

@@ -224,14 +224,9 @@ class Bridge(NetworkDriver):
                 if session.link(host):
                     raise Conflict(f"endpoint {endpoint.id[:12]} is attached to network {network.name} already")
                 nf = _bridge_nf()  # the host's; from here on in the container's namespace
-                if options_of(network).antispoof:  # before there is anything to send by
-                    Guard().admit(endpoint, host, _mac_of(endpoint))
-                try:
-                    interface, mac = inside(netns, self._join, session, network, endpoint, bridge, netns, nf=nf)
-                except BaseException:
-                    if not session.link(host):
-                        Guard().dismiss(endpoint, host)
-                    raise
+                interface, mac = inside(netns, self._join, session, network, endpoint, bridge, netns, nf=nf)
+                if options_of(network).antispoof:
+                    _guard(session, endpoint, mac)
         except OSError as error:
             raise DriverError("attach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
         return Attachment(
@@ -282,7 +277,12 @@ class Bridge(NetworkDriver):
                     ),
                     netlink.set_alias(host, alias_of(endpoint), without_ipv6=True),
                     # Frames inside the bridge pass the firewall, or they do not: see its chain postrouting.
-                    netlink.set_port(host, hairpin=nf, isolated=not nf and not options_of(network).icc),
+                    netlink.set_port(
+                        host,
+                        hairpin=nf,
+                        isolated=not nf and not options_of(network).icc,
+                        up=not options_of(network).antispoof,
+                    ),
                 )
             except FileExistsError:
                 if session.link(host):
@@ -404,6 +404,18 @@ class Bridge(NetworkDriver):
 
 def _host_end(endpoint: str) -> str:
     return f"vt{endpoint[:13]}"
+
+
+def _guard(session: Session, endpoint: Endpoint, mac: str) -> None:
+    """Have the endpoint's frames looked at, and only then let any in: its port has been down."""
+    host = _host_end(endpoint.id)
+    try:
+        Guard().admit(endpoint, host, mac)
+        session.request(netlink.set_up(host))
+    except BaseException:
+        interfaces.remove(session, host)
+        Guard().dismiss(endpoint, host)
+        raise
 
 
 def _mac_of(endpoint: Endpoint) -> str:
