@@ -357,8 +357,8 @@ def test_without_ipv6_by_a_setting_a_container_goes_on_with_ipv4_alone(transom):
     transom.detached("--name", "six", network="both")
     assert transom.inspect("six")["NetworkSettings"]["Networks"]["both"]["GlobalIPv6Address"] == "fd78::3"
     transom("network", "create", "--ipv4=false", "--ipv6", "--subnet", "fd79::/64", "only6")
-    assert transom.fails("run", "--name", "x", "--sysctl", setting, "--network", "only6", "busybox", code=125) == (
-        "network only6 has IPv6 alone, which container x has switched off by a setting"
+    assert transom.fails("run", "--name", "x6", "--sysctl", setting, "--network", "only6", "busybox", code=125) == (
+        "network only6 has IPv6 alone, which container x6 has switched off by a setting"
     )
 
 
