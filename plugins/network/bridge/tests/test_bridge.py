@@ -545,6 +545,19 @@ def test_sctp_ports_are_published_even_where_the_host_has_no_such_sockets(site):
         site.driver.publish(network=network, endpoint=site.joined(network)[1], ports=ports[:1])
 
 
+def sctp(netns):
+    """A socket of the protocol, whose kernel support few hosts have."""
+    return inside(netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+
+
+def speaks_sctp(site: Site) -> bool:
+    try:
+        sctp(site.host).close()
+    except OSError:
+        return False
+    return True
+
+
 def crc32c(data: bytes) -> bytes:
     """Return the checksum of SCTP (RFC 9260, appendix A)."""
     crc = 0xFFFFFFFF
@@ -563,6 +576,8 @@ def packet(source: int, destination: int, tag: int, chunk: int) -> bytes:
 
 
 def test_sctp_packets_are_translated_there_and_back(site):
+    if speaks_sctp(site):
+        pytest.skip("the kernel would answer by itself: the case with its sockets is the next")
     network = site.network()
     container, endpoint = site.joined(network)
     ports = (Port(container=80, host=8080, protocol="sctp"),)
@@ -587,15 +602,8 @@ def test_sctp_packets_are_translated_there_and_back(site):
             server.recvfrom(999)
 
 
-def sctp(netns):
-    """A socket of the protocol, whose kernel support few hosts have."""
-    return inside(netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
-
-
 def test_sctp_passes_through_published_ports(site):
-    try:
-        sctp(site.host).close()
-    except OSError:
+    if not speaks_sctp(site):
         pytest.skip("the kernel has no SCTP sockets (CONFIG_IP_SCTP)")
     network = site.network()
     container, endpoint = site.joined(network)
