@@ -238,7 +238,7 @@ def test_secrets_follow_each_other_and_no_packet_is_lost(world):
 @ipsec
 def test_who_leaves_or_dies_takes_its_associations_along(world):
     network = world.network(options=SECRET)
-    one = world.join(0, network, driver=world.hosts[0].driver(grace="1s"))
+    one = world.join(0, network, driver=world.hosts[0].driver(grace="6s"))
     two, three = world.join(1, network), world.join(2, network)
     world.eventually(lambda: one.reaches(two) and one.reaches(three))
     two.leave()
