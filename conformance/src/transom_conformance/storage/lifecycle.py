@@ -282,6 +282,8 @@ class LifeCycle(StorageCases):
             assert found["n"] == found["same"]
             assert layers.snapshots.check() == layers.snapshots.recover() == []
             layers.close()
+            assert layers.snapshots.stat("a").labels == found, "after a restart"
+            layers.snapshots.close()
 
     def test_closing_twice_is_harmless(self, layers: Layers) -> None:
         """13."""
