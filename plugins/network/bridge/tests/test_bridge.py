@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from functools import partial
+from ipaddress import ip_network
 
 import msgspec
 import pytest
 
-from transom.contract.network import Network, Owned, Port
+from transom.contract.network import Network, Owned, Port, Subnet
 from transom.errors import ConfigError, Conflict, NotFound, NotSupported
 from transom.services.netns import create, inside
 from transom_conformance.network import (
@@ -289,6 +290,36 @@ def test_an_mtu_that_is_too_small_for_ipv6_is_refused(site):
 def test_the_default_network_has_a_bridge_of_a_known_name(site):
     site.network(default=True)
     assert "transom0" in inside(site.host, run, "ip", "link", "show", "transom0")
+
+
+@pytest.mark.parametrize(
+    ("pool", "way"),
+    [
+        ("10.77.0.0/24", "10.77.0.0/24 on lan0"),
+        ("10.77.0.128/25", "10.77.0.0/24 on lan0"),
+        ("10.76.0.0/15", "10.77.0.0/24 on lan0"),
+        ("10.90.7.0/24", "10.90.7.0/24 by 10.77.0.9 on lan0"),
+        ("fd77::/64", "fd77::/64 on lan0"),
+    ],
+)
+def test_a_subnet_in_which_the_host_has_something_else_is_refused(site, pool, way):
+    inside(site.host, ip_batch, "link add lan0 type bridge", "address add 10.77.0.1/24 dev lan0", "link set lan0 up")
+    inside(site.host, ip_batch, "route add 10.90.7.0/24 via 10.77.0.9", "address add fd77::1/64 dev lan0 nodad")
+    before = site.census()
+    with pytest.raises(Conflict) as caught:
+        site.network(subnets=(Subnet(pool=pool, gateway=str(next(ip_network(pool).hosts()))),))
+    assert str(caught.value) == (
+        f"network {site.networks.pop().name}: subnet {pool} overlaps {way}, which this host reaches elsewhere; "
+        "choose another one"
+    )
+    assert site.census() == before
+
+
+def test_a_part_of_what_a_wider_route_leads_to_may_be_a_subnet(site):
+    inside(site.host, ip_batch, "link add lan0 type bridge", "address add 10.77.0.1/24 dev lan0", "link set lan0 up")
+    inside(site.host, ip_batch, "route add 10.90.0.0/16 via 10.77.0.9")
+    network = site.network(subnets=(Subnet(pool="10.90.7.0/24", gateway="10.90.7.1"),))
+    site.driver.create_network(network=network)
 
 
 def test_a_bridge_that_exists_is_adopted_and_kept_as_it_was(site):

@@ -125,6 +125,9 @@ class Bridge(NetworkDriver):
         new = link is None
         try:
             if new:
+                from transom_network_bridge.overlap import refuse
+
+                refuse(session, network)
                 mtu, mac = (
                     interfaces.wanted_mtu(session, network, options_of(network).mtu),
                     interfaces.mac_for(tuple(gateways(network)), network.id),
