@@ -125,13 +125,15 @@ def _fields(cls: type[Driver]) -> tuple[Any, ...]:
 
 def census(path: Path) -> frozenset[str]:
     """Describe what this process holds, and what of the host lies below `path`: the same before and after."""
-    seen = {f"thread {t.name}" for t in threading.enumerate()}
+    tasks = set(os.listdir("/proc/self/task"))
+    # Of a thread that `_thread` began, threading may keep a "Dummy" when the thread itself is gone.
+    seen = {f"thread {t.name}" for t in threading.enumerate() if str(t.native_id) in tasks}
     for fd in os.listdir("/proc/self/fd"):
         try:
             seen.add(f"descriptor {fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
         except FileNotFoundError:
             continue  # the descriptor of the listing itself
-    for task in os.listdir("/proc/self/task"):
+    for task in tasks:
         try:
             children = Path(f"/proc/self/task/{task}/children").read_text()
         except (FileNotFoundError, ProcessLookupError):
