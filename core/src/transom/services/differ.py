@@ -53,17 +53,27 @@ def compare(
 
 def _entries(tree: Tree, path: bytes) -> Entries:
     """Read a directory: names and what stat(2) says, without following links."""
-    found = {}
     try:
-        with os.scandir(tree.directory(path)) as listing:
-            for entry in listing:
-                try:
-                    found[os.fsencode(entry.name)] = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
+        return tree.listed(path, _statuses)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+
+
+def _statuses(fd: int) -> Entries:
+    found = {}
+    with os.scandir(fd) as listing:
+        for entry in listing:
+            try:
+                found[os.fsencode(entry.name)] = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
     return found
+
+
+def _kinds(fd: int) -> dict[bytes, bool]:
+    """Read a directory: names, and whether each is a directory."""
+    with os.scandir(fd) as listing:
+        return {os.fsencode(entry.name): entry.is_dir(follow_symlinks=False) for entry in listing}
 
 
 class _Comparison:
@@ -80,12 +90,10 @@ class _Comparison:
         todo = [b""]
         while todo:
             path = todo.pop()
-            with os.scandir(self._new.directory(path)) as listing:
-                for entry in listing:
-                    child = join(path, os.fsencode(entry.name))
-                    self._note(child, ChangeKind.ADDED)
-                    if entry.is_dir(follow_symlinks=False):
-                        todo.append(child)
+            for name, is_directory in self._new.listed(path, _kinds).items():
+                self._note(child := join(path, name), ChangeKind.ADDED)
+                if is_directory:
+                    todo.append(child)
         return list(self._changes.values())
 
     def differences(self) -> list[Change]:
