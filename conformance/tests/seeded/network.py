@@ -9,6 +9,7 @@ from transom.contract.network import Attachment, Network, NetworkCapability, Own
 from transom.errors import Conflict, DriverError
 from transom.services.interfaces import route_by
 from transom.services.netlink import Session, add_link, delete_altname, delete_link, set_alias
+from transom.services.netns import inside
 from transom_network_bridge import Bridge
 from transom_network_macvlan import Macvlan
 from transom_network_none import Null
@@ -58,6 +59,15 @@ class ReportsAnotherMtu(Bridge):
 class IgnoresTheMac(Bridge):
     def attach(self, network, endpoint, netns):
         return super().attach(network, replace(endpoint, mac=""), netns)
+
+
+@found_by("test_neighbours_learn_at_once_that_an_address_has_another_mac")
+class TellsNoNeighbour(Bridge):
+    def attach(self, network, endpoint, netns):
+        attachment = super().attach(network, replace(endpoint, mac=""), netns)
+        mac = endpoint.mac or attachment.mac
+        inside(netns, subprocess.run, ["ip", "link", "set", attachment.interface, "address", mac], check=True)
+        return replace(attachment, mac=mac)
 
 
 @found_by("test_an_endpoint_is_attached_once")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 
+import msgspec
 import pytest
 
 from transom.services.netns import inside
@@ -18,11 +20,16 @@ from transom_conformance.network.site import (
     UDP,
     Has,
     Site,
+    eventually,
     listen,
+    neighbours,
     plain,
     requires,
     talk,
 )
+
+LOCKTIME = 1.1
+"""Seconds for which a neighbour believes nothing else of an address once it has learned (arp(7), locktime)."""
 
 
 class Connectivity(NetworkCases):
@@ -49,6 +56,28 @@ class Connectivity(NetworkCases):
         other, second = site.joined(network)
         server = one.listen(kind, address=plain(first, ipv6=True))
         assert talk(other.netns, server, plain(first, ipv6=True)) == plain(second, ipv6=True)
+
+    @requires(Has.L2, Has.MAC)
+    @pytest.mark.parametrize("ipv6", [False, True])
+    def test_neighbours_learn_at_once_that_an_address_has_another_mac(self, site: Site, ipv6: bool) -> None:
+        """V3: without asking, as they would not while what they know seems right."""
+        if ipv6 and not site.has(Has.IPV6):
+            pytest.skip(f"not claimed: {site.suite.driver} does not declare ipv6")
+        network = site.network()
+        one, _ = site.joined(network)
+        other, endpoint = site.joined(network, mac="02:42:0a:58:99:01")
+        address = plain(endpoint, ipv6=ipv6)
+        talk(one.netns, other.listen(address=address), address)
+        site.driver.detach(network=network, endpoint=endpoint)
+        time.sleep(LOCKTIME)
+        changed = msgspec.structs.replace(endpoint, mac="02:42:0a:58:99:02")
+        site.driver.attach(network=network, endpoint=changed, netns=site.container().netns)
+        site.endpoints.append((network, changed))
+        eventually(
+            lambda: changed.mac in [known.get("lladdr") for known in inside(one.netns, neighbours, address)],
+            f"a neighbour sends to {endpoint.mac} what is for {address}",
+            seconds=PATIENCE,
+        )
 
     @requires(Has.L2)
     def test_a_full_packet_passes_and_the_mtu_is_the_networks(self, site: Site) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,11 +17,22 @@ from transom.errors import Conflict
 from transom.services.interfaces import plain as address_of
 from transom.services.netns import inside
 from transom_conformance.network.cases import NetworkCases
-from transom_conformance.network.site import IMPATIENCE, TCP, UDP, Container, Has, Inside, Site, plain, requires, talk
+from transom_conformance.network.site import (
+    IMPATIENCE,
+    LONG,
+    TCP,
+    UDP,
+    Container,
+    Has,
+    Inside,
+    Site,
+    eventually,
+    plain,
+    requires,
+    talk,
+)
 from transom_conformance.suite import World
 
-LONG = 60.0
-"""Seconds for one host to hear of the other on a busy machine."""
 _ARP_REQUEST = bytes.fromhex("0806 0001 0800 06 04 0001")
 
 
@@ -212,11 +223,3 @@ def talks(container: Container, server: socket.socket, address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def eventually(holds: Callable[[], bool], otherwise: str) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + LONG
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)

@@ -32,6 +32,8 @@ HOST, NEIGHBOUR = "198.51.100.1", "198.51.100.2"
 HOST6, NEIGHBOUR6 = "2001:db8:51::1", "2001:db8:51::2"
 PATIENCE = 5.0
 """Seconds after which what should arrive is given up."""
+LONG = 60.0
+"""Seconds for one to hear of the other on a busy machine, over hosts too."""
 IMPATIENCE = 0.6
 """Seconds for which is watched that something does not arrive."""
 
@@ -259,6 +261,19 @@ def ip_json(*words: str) -> Any:
     """Return what ``ip --json`` says in the thread's namespace."""
     text = subprocess.run(["ip", "--json", *words], text=True, capture_output=True, check=True).stdout
     return json.loads(text or "[]")
+
+
+def neighbours(address: str) -> list[Any]:
+    """List what the thread's namespace knows of a neighbour."""
+    return ip_json("neighbour", "show", "to", address)  # type: ignore[no-any-return]
+
+
+def eventually(holds: Callable[[], bool], otherwise: str, seconds: float = LONG) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.02)
 
 
 def family(address: str) -> int:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from transom.contract.network import Endpoint, Network, Owned
+from transom.contract.network import Attachment, Endpoint, Network, Owned
 from transom.errors import ConfigError, Conflict
 from transom.services import netlink
 from transom.services.netlink import Session
@@ -172,8 +172,6 @@ def furnish(inner: Session, *, netns: int, endpoint: Endpoint, interface: str) -
         netlink.set_up("lo"),
         netlink.set_up(interface),
     )
-    if endpoint.mac:  # one derived from the address is what the neighbours know
-        inside(netns, _announce, interface, endpoint)
 
 
 def _configure(settings: Mapping[str, str], options: Any, interface: str) -> None:
@@ -190,17 +188,32 @@ def _configure(settings: Mapping[str, str], options: Any, interface: str) -> Non
             raise ConfigError(f"cannot set {key}={value} on {interface}: {error.strerror}") from None
 
 
-def _announce(interface: str, endpoint: Endpoint) -> None:
-    """Tell the neighbours whose address it is now (RFC 5227, section 2.3: ARP Announcement). Best effort."""
-    mac = netlink.pack_mac(endpoint.mac or "")
+def announce(*, netns: int, endpoint: Endpoint, attachment: Attachment) -> None:
+    """Tell the neighbours whose addresses these are now, who may know them with another MAC. Best effort.
+
+    RFC 5227, section 2.3 (ARP Announcement); RFC 4861, section 7.2.6 (Unsolicited Neighbor Advertisements).
+    """
+    if endpoint.mac or len({family(address) for address in attachment.addresses}) > 1:
+        inside(netns, _announce, attachment)  # a MAC derived from the one address is what they know
+
+
+def _announce(attachment: Attachment) -> None:
+    name, mac = attachment.interface or "", netlink.pack_mac(attachment.mac or "")
     try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
-            sock.bind((interface, 0))
-            for address in endpoint.addresses:
-                if family(address) == 4:
-                    ip = socket.inet_aton(address.partition("/")[0])
-                    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + ip + bytes(6) + ip
+        for address in map(plain, attachment.addresses):
+            packed = netlink.pack_address(address)[1]
+            if family(address) == 4:
+                arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + packed + bytes(6) + packed
+                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
+                    sock.bind((name, 0))
                     sock.send(b"\xff" * 6 + mac + struct.pack("!H", 0x0806) + arp)
+            else:
+                advertisement = struct.pack("!BBHI", 136, 0, 0, 1 << 29) + packed + b"\x02\x01" + mac  # Override
+                kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+                with socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6) as sock:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+                    sock.bind((address, 0))
+                    sock.sendto(advertisement, ("ff02::1", 0, 0, socket.if_nametoindex(name)))
     except OSError:
         pass
 

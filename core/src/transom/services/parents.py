@@ -310,7 +310,9 @@ class ParentDriver(NetworkDriver):
                 while True:
                     name = self._add(inner, network, endpoint, parent, outside, alias)
                     try:
-                        return self._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=name)
+                        made = self._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=name)
+                        interfaces.announce(netns=netns, endpoint=endpoint, attachment=made)
+                        return made
                     except BaseException as error:
                         interfaces.remove(inner, name)
                         if getattr(error, "errno", 0) != errno.EADDRINUSE or time.monotonic() > until:

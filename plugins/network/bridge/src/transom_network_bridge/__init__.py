@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -47,6 +48,8 @@ from transom_network_bridge.options import (
 from transom_network_bridge.publishing import elements_of, publish, unpublished
 
 DRIVER = "network bridge"
+_BRPORT_STATE, _FORWARDING = 1, b"\x03"
+"""IFLA_BRPORT_STATE, BR_STATE_FORWARDING (linux/if_link.h, linux/if_bridge.h)."""
 _NFPROTO = {4: b"\x02", 6: b"\x0a"}
 
 
@@ -232,13 +235,15 @@ class Bridge(NetworkDriver):
                     _guard(session, endpoint, mac)
         except OSError as error:
             raise DriverError("attach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
-        return Attachment(
+        attachment = Attachment(
             interface=interface,
             mac=mac,
             addresses=endpoint.addresses,
             gateways=tuple(hop for hop in interfaces.next_hops(network, endpoint) if not isolated(network, hop)),
             mtu=bridge.mtu,
         )
+        interfaces.announce(netns=netns, endpoint=endpoint, attachment=attachment)
+        return attachment
 
     def _join(
         self, session: Session, network: Network, endpoint: Endpoint, bridge: Link, netns: int, *, nf: bool
@@ -415,10 +420,21 @@ def _guard(session: Session, endpoint: Endpoint, mac: str) -> None:
     try:
         Guard().admit(endpoint, host, mac)
         session.request(netlink.set_up(host))
+        _wait_forwarding(session, host)
     except BaseException:
         interfaces.remove(session, host)
         Guard().dismiss(endpoint, host)
         raise
+
+
+def _wait_forwarding(session: Session, host: str) -> None:
+    """Wait a moment for the bridge to see that its port is up, or what is announced there gets nowhere."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        port = session.link(host)
+        if port is None or netlink.attributes(port.slave).get(_BRPORT_STATE) == _FORWARDING:
+            return
+        time.sleep(0.001)
 
 
 def _mac_of(endpoint: Endpoint) -> str:
