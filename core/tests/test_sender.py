@@ -30,8 +30,9 @@ class Peer:
             except OSError:
                 return
             connection.settimeout(60)
-            self._threads.append(threading.Thread(target=self._one, args=[connection]))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._one, args=[connection])
+            thread.start()
+            self._threads.append(thread)
 
     def _one(self, connection):
         with connection:

@@ -11,7 +11,6 @@ import ctypes
 import os
 import posixpath
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -20,6 +19,7 @@ import msgspec
 
 from transom.contract.storage import Change, ChangeKind, StorageCapability
 from transom.errors import ConfigError, Conflict, NotFound, TransomError
+from transom_engine.rooted import open_rooted
 
 if TYPE_CHECKING:
     from transom.services.snapshots import Snapshots
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NR_OPENAT2, _RESOLVE_IN_ROOT, _CLONE_FS = 437, 0x10, 0x200
+_CLONE_FS = 0x200
 _BLOCK = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -176,11 +176,12 @@ def opened(root: int, path: str, *, follow: bool = True, missing_ok: bool = Fals
     Raises:
         OSError: as openat2(2).
     """
-    flags = os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    how = struct.pack("=QQQ", flags, 0, _RESOLVE_IN_ROOT)
-    fd: int = _libc.syscall(_NR_OPENAT2, root, os.fsencode(path.lstrip("/") or "."), how, len(how))
-    if fd < 0 and not (missing_ok and ctypes.get_errno() in {2, 20}):  # ENOENT, ENOTDIR
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    try:
+        fd = open_rooted(root, path, os.O_PATH | (0 if follow else os.O_NOFOLLOW))
+    except (FileNotFoundError, NotADirectoryError):
+        if not missing_ok:
+            raise
+        fd = -1
     try:
         yield fd
     finally:

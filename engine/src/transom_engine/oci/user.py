@@ -5,17 +5,15 @@ The rules and the errors' first words are Docker's (moby/sys, user/user.go).
 
 from __future__ import annotations
 
-import ctypes
 import os
-import struct
 from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from transom.errors import ConfigError
+from transom_engine.rooted import open_rooted
 
 _MAX_ID = 2**31 - 1
-_NR_OPENAT2, _RESOLVE_IN_ROOT = 437, 0x10
 
 
 class User(msgspec.Struct, frozen=True):
@@ -89,17 +87,13 @@ def open_in(*, rootfs: str, path: str) -> int:
     Raises:
         OSError: as openat2(2).
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    how = struct.pack("=QQQ", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, 0, _RESOLVE_IN_ROOT)
     root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor: int = libc.syscall(_NR_OPENAT2, root, os.fsencode(path), how, len(how))
+        return open_rooted(root, path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{rootfs}/{path}") from None
     finally:
         os.close(root)
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), f"{rootfs}/{path}")
-    return descriptor
 
 
 def _number(text: str) -> int | None:

@@ -161,7 +161,7 @@ def test_a_host_that_is_gone_for_long_is_forgotten_and_may_come_back(world):
     lost.kill_watch()
     recorded = lambda: [key for key in world.cluster.records() if "/ep/" in key or "/ipam/" in key]  # noqa: E731
     world.eventually(lambda: len(recorded()) == 4)
-    assert one.driver.lookup(network=network, name="lost") == ()
+    world.eventually(lambda: one.driver.lookup(network=network, name="lost") == ())
     assert one.reaches(alive, seconds=10)
     lost.watch()
     world.eventually(lambda: one.reaches(lost))
