@@ -265,7 +265,8 @@ def ip_json(*words: str) -> Any:
 
 def neighbours(address: str) -> list[Any]:
     """List what the thread's namespace knows of a neighbour."""
-    return ip_json("neighbour", "show", "to", address)  # type: ignore[no-any-return]
+    found: list[Any] = ip_json("neighbour", "show", "to", address)
+    return found
 
 
 def eventually(holds: Callable[[], bool], otherwise: str, seconds: float = LONG) -> None:

@@ -428,8 +428,8 @@ def _guard(session: Session, endpoint: Endpoint, mac: str) -> None:
 
 
 def _wait_forwarding(session: Session, host: str) -> None:
-    """Wait a moment for the bridge to see that its port is up, or what is announced there gets nowhere."""
-    until = time.monotonic() + 0.5
+    """Wait for the bridge to see that its port is up, or what is announced there gets nowhere."""
+    until = time.monotonic() + 5
     while time.monotonic() < until:
         port = session.link(host)
         if port is None or netlink.attributes(port.slave).get(_BRPORT_STATE) == _FORWARDING:
