@@ -421,10 +421,11 @@ class _Unpacking:
             real = self._resolve(parent, create=False)
             self._tree.bring(join(real, name))
             with closing(os.dup(self._tree.directory(real))) as at:
+                if stat.S_ISDIR(os.lstat(name, dir_fd=at).st_mode):
+                    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
                 if join(real, name) != path:
                     link = partial(os.link, name, src_dir_fd=at, follow_symlinks=False)
                     self._create(path, lambda new, fd: link(new, dst_dir_fd=fd))
-                os.lstat(name, dir_fd=at)
         except (FileNotFoundError, PermissionError) as error:
             what = "not there" if error.errno == errno.ENOENT else "a directory"
             raise _refused(member, f"links to {member.linkname!r}, which is {what}") from None

@@ -349,6 +349,6 @@ def _status(tree: Tree, path: bytes) -> os.stat_result | None:
 
 def _names(tree: Tree, path: bytes) -> list[bytes]:
     try:
-        return [os.fsencode(name) for name in tree.listed(path, os.listdir)]
+        return [os.fsencode(name) for name in tree.listed(path, lambda fd: dict.fromkeys(os.listdir(fd)))]
     except FileNotFoundError:
         return []

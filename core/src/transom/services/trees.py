@@ -14,15 +14,15 @@ from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from transom.contract.storage import Usage
-from transom.errors import Conflict
 from transom.services.files import closing
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CANNOT = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS}
 """What a file system answers that cannot share or copy blocks by itself."""
-_LOOKS = 100
+_LOOKS = 20
 Path = str | bytes | os.PathLike[str]
-T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Tree:
@@ -83,22 +83,21 @@ class Tree:
         name, fd = self.entry(path)
         return os.readlink(name, dir_fd=fd)
 
-    def listed(self, path: bytes, read: Callable[[int], T]) -> T:
+    def listed(self, path: bytes, read: Callable[[int], dict[K, V]]) -> dict[K, V]:
         """Have `read` list a directory, by its descriptor, and again while names came or went meanwhile.
 
-        A name that is given to another file during readdir(3) can be missed in both places.
-
-        Raises:
-            Conflict: they never ceased to.
+        A name that is given to another file during readdir(3) can be missed in both places. Where names never cease to
+        move, all that were met are returned.
         """
-        fd = self.directory(path)
+        fd, met = self.directory(path), dict[K, V]()
         for _ in range(_LOOKS):
             before = os.fstat(fd).st_mtime_ns
             os.lseek(fd, 0, os.SEEK_SET)  # btrfs shows no name younger than this or the opening
             found = read(fd)
             if os.fstat(fd).st_mtime_ns == before:
                 return found
-        raise Conflict(f"/{os.fsdecode(path)} changed all the while it was read; pause the container and try again")
+            met |= found
+        return met
 
     def remove(self, path: bytes, keep: Collection[bytes]) -> None:
         """Remove what is at `path` with all below it, but the paths to `keep`. Absent is success."""

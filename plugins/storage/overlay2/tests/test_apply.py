@@ -157,6 +157,7 @@ CASES = {
     "a hard link to a symlink of the parent": [entry("p", LINK, link="link")],
     "a hard link to a file of the parent": [entry("private/p", LINK, link="d/e/f"), entry("q", LINK, link="d/e/f")],
     "a hard link to a directory of the parent": [entry("p", LINK, link="d")],
+    "a hard link of a directory of the parent to itself": [entry("d", LINK, link="d")],
     "a hard link to what a whiteout deleted": [entry(".wh.file"), entry("p", LINK, link="file")],
     "a hard link over its own directory": [entry("etc", LINK, link="etc/passwd")],
     "a directory that only the parent has": [entry("private/new", data=b"x")],
