@@ -141,7 +141,18 @@ def test_what_a_runtime_made_in_a_hierarchy_that_limits_nothing_goes_too(driver:
         made.parent.parent.rmdir()
         made.parent.parent.parent.rmdir()
 
+    def mount_once_more() -> None:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+        mount("none", str(tmp_path), "cgroup", data=f"none,name={name}")
+
     assert in_child(check) == 0
+    # The kernel frees removed groups later, and keeps a hierarchy that still had some when it was unmounted.
+    until = time.monotonic() + 30
+    while f"name={name}:" in Path("/proc/self/cgroup").read_text():
+        assert time.monotonic() < until, f"the hierarchy {name} is left"
+        assert in_child(mount_once_more) == 0
+        time.sleep(0.2)  # the namespace goes a moment after the child
 
 
 def test_what_an_instance_declares_is_part_of_what_the_class_declares(driver: Cgroup1) -> None:
