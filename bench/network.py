@@ -9,14 +9,18 @@ import json
 import os
 import socket
 import statistics
+import subprocess
+import sys
 import time
 
 from engines import IMAGE, both, place_of_our_own
 
 from transom.contract.network import Endpoint, Network, Port, Subnet
-from transom.services.netns import create
+from transom.services.netlink import Session, add_address, add_link, add_route, add_veth, delete_link, set_up
+from transom.services.netns import create, inside
 
 NETWORKS = 8
+MAC = "02:42:0a:d6:00:02"
 
 
 def timed(function, *args, **kwargs):
@@ -83,9 +87,7 @@ def against_docker(transom, engine, docker, place, pairs):
                 figures[case].append(pair)
     print(f"{'':38}{'transom ms':>11}{'docker ms':>11}{'ratio':>8}")
     for case, found in figures.items():
-        ours, theirs = (statistics.median(side) for side in zip(*found, strict=True))
-        ratio = statistics.median(a / b for a, b in found)
-        print(f"{case:38}{ours:11.1f}{theirs:11.1f}{ratio:8.2f}", flush=True)
+        show(case, found)
     transom("rm", "-f", "app")
 
 
@@ -120,6 +122,80 @@ def growth(place, most):
     print(f"  1,000 ports published beside them {bulk:14.0f}")
 
 
+def by_ours(bridge, netns):
+    """Make the interface of an endpoint as core does."""
+    with Session() as session:
+        session.request(add_veth(name="bench0", master=bridge, mtu=1500, peer="eth0", mac=MAC, netns=netns))
+
+    def furnish():
+        with Session() as session:
+            index = session.link("eth0").index
+            session.request(
+                add_address(index, "10.214.0.2/16"), set_up("eth0"), add_route(index, "0.0.0.0/0", "10.214.0.1")
+            )
+
+    inside(netns, furnish)
+
+
+def by_pyroute2(bridge, netns):
+    """Make the same with pyroute2, the fastest way it has: no process, and the peer born where it belongs."""
+    from pyroute2 import IPRoute
+
+    peer = {"ifname": "eth0", "net_ns_fd": netns, "address": MAC, "mtu": 1500}
+    with IPRoute() as ip:
+        ip.link("add", ifname="bench0", kind="veth", master=bridge, mtu=1500, state="up", peer=peer)
+
+    def furnish():
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        sock.bind((0, 0))
+        with IPRoute(use_socket=sock) as ip:
+            (index,) = ip.link_lookup(ifname="eth0")
+            ip.addr("add", index=index, address="10.214.0.2", prefixlen=16)
+            ip.link("set", index=index, state="up")
+            ip.route("add", dst="0.0.0.0/0", gateway="10.214.0.1", oif=index)
+
+    inside(netns, furnish)
+
+
+def beside_pyroute2(rounds):
+    """Make the interface of one endpoint by turns with core's netlink and with pyroute2, and import both afresh."""
+    with Session() as session:
+        session.request(add_link(name="benchbr", kind="bridge"), set_up("benchbr"))
+        bridge = session.link("benchbr").index
+    figures = {by_ours: [], by_pyroute2: []}
+    for count in range(-1, rounds):
+        for make, found in figures.items():
+            netns, before = create(), time.process_time()
+            wall = timed(make, bridge, netns)
+            if count >= 0:
+                found.append((wall, (time.process_time() - before) * 1000))
+            os.close(netns)
+            with Session() as session:
+                while session.link("bench0"):  # the kernel takes it away with its namespace
+                    time.sleep(0.01)
+    with Session() as session:
+        session.request(delete_link("benchbr"))
+    print(f"\n{'netlink of one endpoint':38}{'core ms':>11}{'pyroute2':>11}{'ratio':>8}")
+    pairs = list(zip(figures[by_ours], figures[by_pyroute2], strict=True))
+    for at, what in enumerate(("the interface, addressed and routed", "  of CPU")):
+        show(what, [(ours[at], theirs[at]) for ours, theirs in pairs])
+    modules = ("transom.services.netlink", "pyroute2")
+    show("the import, of CPU", [tuple(import_of(module) for module in modules) for _ in range(rounds // 2 or 1)])
+
+
+def show(what, pairs):
+    """Print the medians of both sides, and that of the ratios."""
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    print(f"{what:38}{ours:11.1f}{theirs:11.1f}{statistics.median(a / b for a, b in pairs):8.2f}", flush=True)
+
+
+def import_of(module):
+    """Return how many milliseconds of CPU a new interpreter takes for an import, and for nothing else."""
+    script = f"import time, sys\nbefore = time.process_time()\nimport {module}\nprint(time.process_time() - before)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return float(done.stdout) * 1000
+
+
 def main():
     """Read the options and measure in namespaces and a directory of our own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -133,6 +209,7 @@ def main():
                 if docker:
                     against_docker(transom, engine, docker, place, options.pairs)
         growth(place, options.endpoints)
+        beside_pyroute2(30)
 
 
 if __name__ == "__main__":
