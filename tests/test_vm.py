@@ -216,6 +216,15 @@ def test_a_suite_for_qemu_on_a_host_without_it_is_refused(tmp_path):
     assert done.stderr == "test-vm: no qemu-system-x86_64 on this host: make test-vm-full installs it\n"
 
 
+def test_what_a_guest_needs_on_a_processor_with_tiles_cannot_be_built_without_a_compiler(tmp_path):
+    if "amx_tile" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the processor has no AMX")
+    done = harness("--table", table(tmp_path, good={}), "good", env={"PATH": "/no"})
+    assert done.returncode == 2
+    assert "'gcc'" in done.stderr
+    assert done.stderr.endswith("): install gcc and libc6-dev\n")
+
+
 def test_a_misspelt_key_of_the_table_is_named(tmp_path):
     suites = table(tmp_path, good={"timeot": 3})
     done = harness("--table", suites)

@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -24,8 +25,11 @@ from guest import RESULT
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 CONSOLE_LINES = 60
+PRELOADED = "xstate.so"
 UML = "/usr/bin/linux.uml"
 UML_MODULES = "/usr/lib/uml/modules"
+TILES = "amx_tile"
+"""The flag of processors with more state than user-mode kernels before Linux 6.13 hold: xstate.c says more."""
 
 
 class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +57,8 @@ def main():
         if "qemu" in kernels:
             debian.prepare_qemu()
         with frozen_checkout() as run:
+            if kernel and TILES in processor():
+                hold_state(run)
             outcomes = asyncio.run(guests(suites, kernel, run, asked))
     except Refused as refused:
         print(f"test-vm: {refused}", file=sys.stderr)
@@ -108,6 +114,21 @@ def user_mode_kernel(path):
         advice = "give VM_KERNEL the path of a kernel built with ARCH=um, or leave it out for Debian's"
         raise Refused(f"no executable user-mode kernel at {kernel}: {advice if path else 'install user-mode-linux'}")
     return str(kernel.resolve())
+
+
+def processor():
+    """Return the flags of this host's processor."""
+    with open("/proc/cpuinfo") as file:
+        return next((set(line.split()) for line in file if line.startswith("flags")), set())
+
+
+def hold_state(run):
+    """Build what a user-mode kernel needs on such a processor; `uml` loads it."""
+    source = Path(__file__).with_name("xstate.c")
+    try:
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", run / PRELOADED, source], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Refused(f"cannot build {source} ({error}): install gcc and libc6-dev") from None
 
 
 @contextlib.contextmanager
@@ -219,8 +240,9 @@ def enclosed(run):
 
 def uml(suite, kernel, modules, run):
     """Return what makes the command of a user-mode kernel of the words for process 1."""
+    preloaded = ["env", f"LD_PRELOAD={run / PRELOADED}"] if (run / PRELOADED).exists() else []
     return lambda words: [
-        *(kernel, f"mem={suite.memory}M", "rootfstype=hostfs", "root=/dev/root", "ro", "quiet", "panic=-1"),
+        *(*preloaded, kernel, f"mem={suite.memory}M", "rootfstype=hostfs", "root=/dev/root", "ro", "quiet", "panic=-1"),
         f"uml_dir={run}/",
         *("con=null", "con0=null,fd:2", "con1=null,fd:3", f"init={CHECKOUT}/tests/vm/boot.sh"),
         *("GUEST_CONSOLE=tty1", f"GUEST_MODULES={modules}", *words),
