@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 
+from transom.services.interfaces import AnnouncingOptions, announce
 from transom.services.netns import inside
 from transom_conformance.network.cases import NetworkCases
 from transom_conformance.network.site import (
@@ -71,8 +72,13 @@ class Connectivity(NetworkCases):
         site.driver.detach(network=network, endpoint=endpoint)
         time.sleep(LOCKTIME)
         changed = msgspec.structs.replace(endpoint, mac="02:42:0a:58:99:02")
-        site.driver.attach(network=network, endpoint=changed, netns=site.container().netns)
+        netns = site.container().netns
+        attachment = site.driver.attach(network=network, endpoint=changed, netns=netns)
         site.endpoints.append((network, changed))
+        announce(
+            netns, netns=netns, interface=attachment.interface or "", addresses=attachment.addresses,
+            options=AnnouncingOptions(announcements=1),
+        )  # fmt: skip
         eventually(
             lambda: changed.mac in [known.get("lladdr") for known in inside(one.netns, neighbours, address)],
             f"a neighbour sends to {endpoint.mac} what is for {address}",

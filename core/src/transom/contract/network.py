@@ -34,6 +34,7 @@ Routes
     A driver makes no default route. It reports the next hops of an endpoint's network (`Attachment.gateways`);
     a container may be on several networks, and core makes the default routes of the one with the highest
     priority, for each address family, and of the next one when that is left (`transom.services.interfaces`).
+    Nor does it announce an endpoint's addresses to its neighbours: core does, from the container's supervisor.
 
 Several hosts
     Networks of a driver with `NetworkCapability.MULTI_HOST` are made on one host and used on all. The driver

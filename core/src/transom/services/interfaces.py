@@ -2,7 +2,8 @@
 
 A driver makes its kind of interface by `transom.services.netlink`, best with the end that the container sees born
 inside the container's namespace, and has it furnished by `furnish`. Default routes are core's: a driver reports
-next hops (`Attachment.gateways`), and `route_by` makes the routes of those that win.
+next hops (`Attachment.gateways`), and `route_by` makes the routes of those that win. So are announcements: `announce`
+tells the neighbours of an endpoint whose its addresses are now, as often as the network's options have it.
 
 What a driver makes on the host carries an alias (ip-link(8)), `alias_of` a network or an endpoint, in the same call
 that makes it. So there is no record that could go stale: `owned` reads it back.
@@ -11,6 +12,7 @@ that makes it. So there is no record that could go stale: `owned` reads it back.
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +20,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from transom.contract.network import Attachment, Endpoint, Network, Owned
+from transom.contract.network import Endpoint, Network, Owned
 from transom.errors import ConfigError, Conflict
 from transom.services import netlink
-from transom.services.netlink import Session
+from transom.services.netlink import Link, Session
 from transom.services.netns import inside
 
 ETHERNET_MTU, IPV6_MTU = 1500, 1280
@@ -36,6 +38,22 @@ InterfaceName = Annotated[
     str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/:\s]{1,15}$", description=f"the name of an interface: {_NAMED}")
 ]
 """What the kernel takes as the name of an interface (dev_valid_name)."""
+
+
+class AnnouncingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What ``network create --opt`` accepts of announcements, by Docker's names; a driver's own options derive from it.
+
+    Attributes:
+        announcements: how often an endpoint's addresses are announced (RFC 4861, MAX_NEIGHBOR_ADVERTISEMENT).
+        announcing: milliseconds from one to the next.
+    """
+
+    announcements: Annotated[int, msgspec.Meta(ge=0, le=3)] = msgspec.field(
+        name="com.docker.network.advertise_addr_nmsgs", default=3
+    )
+    announcing: Annotated[int, msgspec.Meta(ge=100, le=2000)] = msgspec.field(
+        name="com.docker.network.advertise_addr_ms", default=1000
+    )
 
 
 class InterfaceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,8 +74,10 @@ class InterfaceOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 INTERFACE_DOCS = {
     "com.docker.network.endpoint.ifname": "Name of the interface in the container.",
     "com.docker.network.endpoint.sysctls": "Settings of the interface, net.ipv4.conf.IFNAME.log_martians=1,...",
+    "com.docker.network.advertise_addr_nmsgs": "How often neighbours are told of a container's addresses; 0: never.",
+    "com.docker.network.advertise_addr_ms": "Milliseconds from one time to the next.",
 }
-"""`option_docs` of `InterfaceOptions`."""
+"""`option_docs` of `InterfaceOptions` and `AnnouncingOptions`."""
 
 
 def alias_of(thing: Network | Endpoint) -> str:
@@ -188,34 +208,46 @@ def _configure(settings: Mapping[str, str], options: Any, interface: str) -> Non
             raise ConfigError(f"cannot set {key}={value} on {interface}: {error.strerror}") from None
 
 
-def announce(*, netns: int, endpoint: Endpoint, attachment: Attachment) -> None:
+def announce(stop: int, *, netns: int, interface: str, addresses: Iterable[str], options: AnnouncingOptions) -> None:
     """Tell the neighbours whose addresses these are now, who may know them with another MAC. Best effort.
 
+    The first time at once, then until all is said, the interface is gone, or the descriptor `stop` becomes readable.
     RFC 5227, section 2.3 (ARP Announcement); RFC 4861, section 7.2.6 (Unsolicited Neighbor Advertisements).
     """
-    if endpoint.mac or len({family(address) for address in attachment.addresses}) > 1:
-        inside(netns, _announce, attachment)  # a MAC derived from the one address is what they know
-
-
-def _announce(attachment: Attachment) -> None:
-    name, mac = attachment.interface or "", netlink.pack_mac(attachment.mac or "")
     try:
-        for address in map(plain, attachment.addresses):
-            packed = netlink.pack_address(address)[1]
-            if family(address) == 4:
-                arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + packed + bytes(6) + packed
-                with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
-                    sock.bind((name, 0))
-                    sock.send(b"\xff" * 6 + mac + struct.pack("!H", 0x0806) + arp)
-            else:
-                advertisement = struct.pack("!BBHI", 136, 0, 0, 1 << 29) + packed + b"\x02\x01" + mac  # Override
-                kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
-                with socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6) as sock:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
-                    sock.bind((address, 0))
-                    sock.sendto(advertisement, ("ff02::1", 0, 0, socket.if_nametoindex(name)))
+        inside(netns, _announce, interface, {plain(address) for address in addresses}, options, stop)
     except OSError:
-        pass
+        pass  # it is gone, or what the kernel has no way to send
+
+
+def _announce(interface: str, addresses: set[str], options: AnnouncingOptions, stop: int) -> None:
+    index, stopped = socket.if_nametoindex(interface), select.poll()  # another one may bear the name later
+    stopped.register(stop, select.POLLIN)
+    for number in range(options.announcements):
+        if number and stopped.poll(options.announcing):
+            return
+        with Session() as inner:
+            link = inner.link(interface)
+            if link is None or link.index != index or not link.mac:
+                return
+            present = {plain(address) for address in inner.addresses(index)}
+        for address in sorted(addresses & present):
+            _advertise(link, address)
+
+
+def _advertise(link: Link, address: str) -> None:
+    mac, packed = netlink.pack_mac(link.mac), netlink.pack_address(address)[1]
+    if family(address) == 4:
+        arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + packed + bytes(6) + packed
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
+            sock.bind((link.name, 0))
+            sock.send(b"\xff" * 6 + mac + struct.pack("!H", 0x0806) + arp)
+    else:
+        advertisement = struct.pack("!BBHI", 136, 0, 0, 1 << 29) + packed + b"\x02\x01" + mac  # Override
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6) as sock:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            sock.bind((address, 0))
+            sock.sendto(advertisement, ("ff02::1", 0, 0, link.index))
 
 
 def route_by(netns: int, hops: Iterable[tuple[str, str]]) -> None:

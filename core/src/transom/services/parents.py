@@ -26,7 +26,7 @@ from transom.contract.network import NetworkCapability as Has
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, choices, nearest
 from transom.services import interfaces, netlink
 from transom.services.files import Lock, closing
-from transom.services.interfaces import INTERFACE_DOCS, InterfaceName, InterfaceOptions
+from transom.services.interfaces import INTERFACE_DOCS, AnnouncingOptions, InterfaceName, InterfaceOptions
 from transom.services.netlink import Link, Session
 from transom.services.netns import create, current, inside
 
@@ -41,7 +41,7 @@ CAPABILITIES = frozenset({Has.L2, Has.NAMES, Has.IPV6, Has.INTERNAL, Has.HOT_PLU
 """What every driver of this sort can do."""
 
 
-class ParentOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ParentOptions(AnnouncingOptions, frozen=True, kw_only=True):
     """What ``network create --opt`` accepts where users name the parent; a driver adds its own."""
 
     parent: InterfaceName | None = None
@@ -310,9 +310,7 @@ class ParentDriver(NetworkDriver):
                 while True:
                     name = self._add(inner, network, endpoint, parent, outside, alias)
                     try:
-                        made = self._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=name)
-                        interfaces.announce(netns=netns, endpoint=endpoint, attachment=made)
-                        return made
+                        return self._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=name)
                     except BaseException as error:
                         interfaces.remove(inner, name)
                         if getattr(error, "errno", 0) != errno.EADDRINUSE or time.monotonic() > until:

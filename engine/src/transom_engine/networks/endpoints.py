@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -151,15 +152,25 @@ class Endpoints:
         }
 
     def watches(self, container: Container, netns: int) -> dict[str, Callable[[int], None]]:
-        """Return what must run while the container does, by endpoint: `NetworkDriver.watch` without its `stop`."""
+        """Return what is to run beside the container, without its `stop`: by endpoint `NetworkDriver.watch`, and its
+        announcements, which end by themselves."""
+        from transom.services.interfaces import AnnouncingOptions, announce
+
         found: dict[str, Callable[[int], None]] = {}
         for name, place in container.network_settings.networks.items():
             record = self.engine.networks.get(name)
             driver = self.engine.network_driver(record.driver)
-            if place.endpoint_id and self._is_watched(record):
-                network, endpoint = network_of(self.engine, record), endpoint_of(self.engine, container, record, place)
+            if not place.endpoint_id:
+                continue
+            network, endpoint = network_of(self.engine, record), endpoint_of(self.engine, container, record, place)
+            if self._is_watched(record):
                 found[place.endpoint_id] = lambda stop, d=driver, n=network, e=endpoint: d.watch(  # type: ignore[misc]
                     network=n, endpoint=e, netns=netns, stop=stop
+                )
+            options = network.options if isinstance(network.options, AnnouncingOptions) else AnnouncingOptions()
+            if place.interface and options.announcements:
+                found[f"{place.endpoint_id} announced"] = partial(
+                    announce, netns=netns, interface=place.interface, addresses=endpoint.addresses, options=options
                 )
         return found
 
@@ -174,7 +185,6 @@ class Endpoints:
             ConfigError: its network mode, or the network's driver, does not allow it.
         """
         from transom_engine.networks.checking import check_connectable, check_place
-        from transom_engine.networks.names import has_names, resolves
 
         record = self.engine.networks.get(reference)
         with self.engine.lock(container.id):
@@ -184,7 +194,6 @@ class Endpoints:
                 raise Conflict(f"container {container.name} is already on network {record.name}")
             check_place(self.engine, record, place)
             before = ways_out(container)
-            resolved = resolves(self.engine, container)
             container.network_settings.networks[record.name] = place
             if container.state.pid:
                 with netns_of(container) as netns:
@@ -199,8 +208,8 @@ class Endpoints:
                         raise
             with self.engine.state.changing(container.id) as kept:
                 self.note(container, kept, record.name)
-        if container.state.pid and (self._is_watched(record) or (has_names(self.engine, record) and not resolved)):
-            self._reload(container)
+        if container.state.pid:
+            self._reload(container)  # to announce the addresses, to watch, to resolve names
 
     def _reload(self, container: Container, *, without: str = "") -> None:
         """Tell the supervisor to look at the container's networks again: for the resolver, and what must be watched.

@@ -235,15 +235,13 @@ class Bridge(NetworkDriver):
                     _guard(session, endpoint, mac)
         except OSError as error:
             raise DriverError("attach", driver=DRIVER, subject=endpoint.id[:12], cause=error) from error
-        attachment = Attachment(
+        return Attachment(
             interface=interface,
             mac=mac,
             addresses=endpoint.addresses,
             gateways=tuple(hop for hop in interfaces.next_hops(network, endpoint) if not isolated(network, hop)),
             mtu=bridge.mtu,
         )
-        interfaces.announce(netns=netns, endpoint=endpoint, attachment=attachment)
-        return attachment
 
     def _join(
         self, session: Session, network: Network, endpoint: Endpoint, bridge: Link, netns: int, *, nf: bool

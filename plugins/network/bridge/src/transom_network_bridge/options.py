@@ -9,14 +9,14 @@ import msgspec
 
 from transom.contract.network import Network
 from transom.errors import ConfigError
-from transom.services.interfaces import INTERFACE_DOCS, family, gateways
+from transom.services.interfaces import INTERFACE_DOCS, AnnouncingOptions, family, gateways
 
 DEFAULT_BRIDGE = "transom0"
 _INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 Mode = Literal["nat", "nat-unprotected", "routed", "isolated"]
 
 
-class BridgeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BridgeOptions(AnnouncingOptions, frozen=True, kw_only=True):
     """What ``network create --opt`` accepts: Docker's names (docs.docker.com, bridge network driver)."""
 
     bridge: Annotated[str, msgspec.Meta(pattern=_INTERFACE)] | None = msgspec.field(

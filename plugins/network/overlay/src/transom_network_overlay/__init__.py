@@ -26,7 +26,7 @@ from transom.contract.network import Attachment, Endpoint, Network, NetworkCapab
 from transom.errors import ConfigError, Conflict, DriverError, NotSupported, choices
 from transom.services import interfaces, netlink
 from transom.services.files import Lock, write_atomic
-from transom.services.interfaces import INTERFACE_DOCS, InterfaceOptions
+from transom.services.interfaces import INTERFACE_DOCS, AnnouncingOptions, InterfaceOptions
 from transom.services.netlink import Session
 from transom.services.options import Duration
 from transom.services.parents import ParentDriver
@@ -88,7 +88,7 @@ class OverlayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError("port and encrypted-port differ: packets are told by them")
 
 
-class OverlayOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class OverlayOptions(AnnouncingOptions, frozen=True, kw_only=True):
     """What ``network create --opt`` accepts: Docker's names."""
 
     vni: Annotated[int, msgspec.Meta(ge=0, le=LAST_VNI)] = msgspec.field(
