@@ -4,10 +4,13 @@ import select
 import socket
 import time
 
+import click
 import pytest
 
 from transom.services.netns import inside
 from transom_conformance.network.frames import watch
+from transom_engine.cli import cli
+from transom_engine.cli.booleans import spelled_out
 
 # Announcements
 
@@ -81,3 +84,48 @@ def test_nothing_more_is_announced_than_was_asked_for(transom, announced, option
     transom("run", "-d", "--network", "net", "--ip", "10.77.0.9", "--mac-address", MAC, "busybox", "sleep", "1000")
     time.sleep(1.5)
     assert heard().count("10.77.0.9") == count
+
+
+# Truth values
+
+
+def spelled(words):
+    return spelled_out(click.Context(cli, info_name="transom", **cli.context_settings), words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("run --rm=true -it=T box echo --rm=true", "run --rm -i -t box echo --rm=true"),
+        ("run --rm -dit --rm=false --tty=0 box", "run -d -i box"),
+        ("run --rm=false --rm box", "run --rm box"),
+        ("run --sig-proxy=false box", "run --no-sig-proxy box"),
+        ("run -e A=1 -e=B=2 --name=true -p=80:80 -d=1 box", "run -e A=1 -eB=2 --name=true -p80:80 -d box"),
+        ("run --env --rm=true box", "run --env --rm=true box"),
+        ("exec -it=false c ls -a=true", "exec -i c ls -a=true"),
+        ("rm -f=TRUE one -v=false two", "rm -f one two"),
+        ("-D=true --debug=f network create --internal=false --ipv6=true net", "network create --ipv6 net"),
+        ("container run -d=true box", "container run -d box"),
+        ("network ls -- --no-trunc=true", "network ls -- --no-trunc=true"),
+        ("absent --rm=true", "absent --rm=true"),
+    ],
+)
+def test_flags_take_truth_values_as_docker_s_do(words, meant):
+    assert spelled(words) == meant.split()
+
+
+def test_a_flag_with_a_truth_value_does_what_it_says(transom):
+    done = transom(
+        "run", "--rm=true", "--network=none", "--read-only=false", "-i=1", "busybox", "sh", "-c", "echo $0 a=b"
+    )
+    assert done == "sh a=b"
+    assert transom("ps", "-a=true", "-q=true") == ""
+    transom("network", "create", "--internal=true", "--ipv4=false", "--ipv6=1", "--attachable=false", "net")
+    record = transom.inspect("net")
+    assert [record[key] for key in ("Internal", "EnableIPv4", "EnableIPv6", "Attachable")] == [True, False, True, False]
+
+
+def test_a_flag_with_another_value_is_refused_in_a_line(transom):
+    assert transom.fails("network", "create", "--internal=maybe", "net", code=125) == (
+        "invalid value 'maybe' for the flag --internal: expected true or false; see `transom network create --help`"
+    )

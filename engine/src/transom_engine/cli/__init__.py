@@ -177,6 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code: 125 for errors of the engine, 126 and 127 as with docker."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if any(word[:1] == "-" and "=" in word for word in arguments):
+            from transom_engine.cli.booleans import spelled_out
+
+            arguments = spelled_out(click.Context(cli, info_name="transom", **cli.context_settings), arguments)
         result: Any = cli.main(args=arguments, prog_name="transom", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:

@@ -41,7 +41,7 @@ def network_command() -> None:
 @many("-o", "--opt", help="Set driver specific options")
 @many("--label", help="Set metadata on a network")
 @click.option("--internal", is_flag=True, help="Restrict external access to the network")
-@click.option("--ipv4", type=bool, default=True, help="Enable or disable IPv4 networking (true, false)")
+@click.option("--ipv4/--no-ipv4", default=True, help="Enable or disable IPv4 networking")
 @click.option("--ipv6", is_flag=True, help="Enable IPv6 networking")
 @click.option("--attachable", is_flag=True, help="Enable manual container attachment")
 @click.argument("name", metavar="NETWORK")
