@@ -234,6 +234,44 @@ def test_published_ports_follow_the_network_that_leads_out_and_keep_their_number
     assert three("port", "app") == ""
 
 
+def test_published_ports_come_back_with_a_network_that_leads_out(three):
+    words = ["-p", "8080:80", "-p", "127.0.0.1:8443:443", "-p", "53/udp"]
+    three("run", "-d", "--name", "app", "--network", "a", *words, "busybox", "httpd", "-f")
+    three("network", "disconnect", "a", "app")
+    assert three("port", "app") == ""
+    three("network", "connect", "inner", "app")
+    assert three("port", "app") == ""
+    three("network", "connect", "b", "app")
+    assert three("port", "app", "80") == "0.0.0.0:8080"
+    assert three("port", "app", "443") == "127.0.0.1:8443"
+    assert three("port", "app", "53/udp").startswith("0.0.0.0:")
+    with inside(three.netns, socket.create_connection, ("10.81.0.1", 8080), timeout=60) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b" 404 " in client.recv(99)
+
+
+def test_a_port_is_published_for_the_other_family_when_a_network_leads_out_for_it(three):
+    three("network", "create", "--ipv6", "--subnet", "10.83.0.0/24", "--subnet", "fd83::/64", "both")
+    three("run", "-d", "--name", "app", "--network", "a", "-p", "80", "-p", "127.0.0.1:81:81", "busybox", "sleep", "99")
+    port = three("port", "app", "80")
+    three("network", "connect", "both", "app")
+    assert three("port", "app", "80").splitlines() == [port, port.replace("0.0.0.0", "[::]")]
+    assert three("port", "app", "81") == "127.0.0.1:81"
+    three("network", "disconnect", "both", "app")
+    assert three("port", "app", "80") == port
+
+
+def test_a_port_taken_meanwhile_keeps_a_container_off_the_network(three):
+    three("run", "-d", "--name", "app", "--network", "a", "-p", "8080:80", "busybox", "sleep", "99")
+    three("network", "disconnect", "a", "app")
+    three("run", "-d", "--name", "other", "--network", "a", "-p", "8080:80", "busybox", "sleep", "99")
+    assert three.fails("network", "connect", "a", "app", code=125) == (
+        "port 8080/tcp is taken: other has it at 0.0.0.0; choose another one"
+    )
+    assert addresses(three, "app") == {}
+    assert "eth0" not in three("exec", "app", "ip", "link")
+
+
 def test_what_is_said_of_a_network_is_said_in_its_flag(three):
     words = "name=a,alias=x,alias=y,ip=10.80.0.77,mac-address=02:42:00:00:00:77,gw-priority=3"
     words += ",driver-opt=com.docker.network.endpoint.ifname=lan"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,6 +14,9 @@ from transom_engine.networks.contracts import bound, endpoint_of, family, networ
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
+
+_EVERYWHERE = {4: "0.0.0.0", 6: "::"}
+"""Every address of a family."""
 
 
 def route(container: Container, netns: int) -> None:
@@ -76,7 +79,10 @@ def publish(engine: Engine, container: Container, ways: dict[int, str], ports: t
 
 
 def move_ways_out(engine: Engine, container: Container, before: dict[int, str], netns: int) -> None:
-    """Route by the networks that lead out now, and publish there, at the same ports, what was published."""
+    """Route by the networks that lead out now, and publish there: at the same ports what was published before.
+
+    Where a family leads out that did not, what the container asks for is published for it too.
+    """
     route(container, netns)
     after = ways_out(container)
     if after == before:
@@ -87,11 +93,32 @@ def move_ways_out(engine: Engine, container: Container, before: dict[int, str], 
         if NetworkCapability.PUBLISH in driver.capabilities:
             place = container.network_settings.networks[name]
             driver.unpublish(network=network_of(engine, record), endpoint=endpoint_of(engine, container, record, place))
-    publish_again(engine, container, after)
+    publish_again(engine, container, after, gained=_gained(engine, container, {*after} - {*before}))
 
 
-def publish_again(engine: Engine, container: Container, ways: dict[int, str]) -> None:
-    """Publish at the networks that lead out what is published on record, at the same ports of the host."""
+def publish_again(
+    engine: Engine, container: Container, ways: dict[int, str], *, gained: Collection[Port] = ()
+) -> None:
+    """Publish at the networks that lead out what is published on record, at the same ports of the host.
+
+    Args:
+        gained: what is to be published besides.
+    """
     again = [port for port in bound(container) if family(port.address) in ways]
     container.network_settings.ports = dict.fromkeys(container.network_settings.ports)
-    publish(engine, container, ways, tuple(again))
+    publish(engine, container, ways, (*again, *gained))
+
+
+def _gained(engine: Engine, container: Container, families: set[int]) -> Collection[Port]:
+    """Return the ports asked for, as far as they are in those families; at every address: where the other has them."""
+    found: dict[Port, None] = {}
+    for port in ports_of(engine, container) if families else ():
+        twins = [p for p in bound(container) if (p.container, p.protocol) == (port.container, port.protocol)]
+        everywhere = [p for p in twins if p.address in _EVERYWHERE.values()]
+        if port.address:
+            found |= {port: None} if family(port.address) in families else {}
+        elif everywhere and len(families) == 1:
+            found |= {msgspec.structs.replace(p, address=_EVERYWHERE[min(families)]): None for p in everywhere}
+        else:
+            found[port] = None
+    return found
