@@ -41,7 +41,7 @@ from transom.services.mounts import (
 from transom_engine import wire
 from transom_engine.engine import Engine
 from transom_engine.launching import Launch
-from transom_engine.model import Container, learned, now
+from transom_engine.model import ZERO_TIME, Container, learned, now
 from transom_engine.processes import Client, Process, host_pid
 from transom_engine.recording import Recording
 from transom_engine.restart import Backoff, should_restart
@@ -870,7 +870,9 @@ class Supervisor:
 
     def _fail(self, container: Container, text: str, code: int) -> None:
         with self.engine.state.changing(self.id) as container:
-            container.state.status, container.state.exit_code, container.state.error = "created", code, text
+            state = container.state
+            state.status = "created" if state.started_at == ZERO_TIME else "exited"
+            state.exit_code, state.error = code, text
             container.shim_pid = 0
             self.engine.endpoints.forget(container)
         self.engine.containers.clear_run(self.id)

@@ -172,6 +172,35 @@ def test_prune_leaves_networks_of_containers_even_stopped_ones(net):
     assert net("network", "ls", "-q", "-f", "name=net") != ""
 
 
+def test_a_container_outlives_the_removal_of_its_network(net):
+    net("network", "create", "other")
+    net.detached("--name", "web", network="net")
+    net("stop", "-t", "0", "web")
+    net("network", "rm", "net")
+    assert net.fails("start", "web", code=1) == (
+        "container web is to join network net, which has been removed: make it again,"
+        " or `transom network disconnect net web`"
+    )
+    assert net("ps", "-a", "--format", "{{.Names}} {{.State}} {{.Networks}}") == "web exited net"
+    assert "were not judged" not in net("doctor")
+    net("network", "connect", "other", "web")
+    net("network", "disconnect", "net", "web")
+    net("start", "web")
+    assert addresses(net, "web").keys() == {"other"}
+    assert net("exec", "web", "cat", "/etc/resolv.conf").startswith("nameserver 127.0.0.11")
+    assert net.fails("network", "disconnect", "net", "web").startswith("no such network: net; ")
+
+
+def test_a_network_made_again_by_the_same_name_is_joined(net):
+    net("create", "--name", "web", "--network", "net", "busybox", "sleep", "99")
+    net("network", "rm", "net")
+    assert net.fails("start", "web", code=1).startswith("container web is to join network net, which has been removed")
+    assert net.inspect("web")["State"]["Status"] == "created", "it never ran"
+    net("network", "create", "--subnet", "10.76.0.0/24", "net")
+    net("start", "web")
+    assert addresses(net, "web") == {"net": "10.76.0.2"}
+
+
 # Several networks
 
 

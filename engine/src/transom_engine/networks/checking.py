@@ -97,8 +97,8 @@ def check_connectable(engine: Engine, container: Container, record: NetworkRecor
     """Refuse a network that cannot be joined or left while others are."""
     mode = container.host_config.network_mode
     for name in (mode, record.name):
-        driver = name.partition(":")[0] if ":" in name else engine.networks.get(name).driver
-        if NetworkCapability.HOT_PLUG not in engine.network_driver(driver).capabilities:
+        driver = name.partition(":")[0] if ":" in name else engine.networks.driver_of(name)
+        if driver and NetworkCapability.HOT_PLUG not in engine.network_driver(driver).capabilities:
             raise ConfigError(
                 f"container {container.name} cannot be connected to {record.name}:"
                 f" network {name[:30]} shares or isolates its namespace whole"

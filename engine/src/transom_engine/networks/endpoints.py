@@ -43,12 +43,13 @@ class Endpoints:
             proc: a descriptor of the host's /proc, where another container's namespace is found.
         """
         mode, _, reference = container.host_config.network_mode.partition(":")
-        driver = mode if reference else self.engine.networks.get(mode).driver
+        driver = mode if reference else self.engine.networks.driver_of(mode)
         endpoint = Endpoint(id=container.id, container=container.id, reference=reference or None)
-        netns = self.engine.network_driver(driver).netns(endpoint=endpoint)
-        if netns.kind is NetnsKind.HOST:
+        # Where the network of the mode has been removed it was one of a user's: those that it is on now say more.
+        netns = self.engine.network_driver(driver).netns(endpoint=endpoint) if driver else None
+        if netns and netns.kind is NetnsKind.HOST:
             return Place(fd=-1, own=False)
-        if netns.kind is NetnsKind.CONTAINER:
+        if netns and netns.kind is NetnsKind.CONTAINER:
             other = self._shared(container, netns.of or "")
             try:
                 fd = os.open(f"{other.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
@@ -78,6 +79,12 @@ class Endpoints:
     def join(self, container: Container, netns: int) -> None:
         """Join the container to each of its networks and publish its ports; `leave` undoes it, however far it got."""
         places = container.network_settings.networks
+        for name in places:
+            if not self.engine.networks.driver_of(name):
+                raise NotFound(
+                    f"container {container.name} is to join network {name}, which has been removed: make it again,"
+                    f" or `transom network disconnect {name} {container.name}`"
+                )
         for name, place in places.items():
             self._join_one(container, name, place, netns)
         route(container, netns)
@@ -229,29 +236,35 @@ class Endpoints:
             connection.close()
 
     def disconnect(self, reference: str, container: Container, *, force: bool = False) -> None:
-        """Take a container off a network, at once when it runs; with `force` being off it already is no error."""
-        record = self.engine.networks.get(reference)
+        """Take a container off a network, at once when it runs; with `force` being off it already is no error.
+
+        A network that has been removed since is one that a container can be taken off, too.
+        """
+        gone = not self.engine.networks.driver_of(reference) and reference in container.network_settings.networks
+        record = None if gone else self.engine.networks.get(reference)
+        name = record.name if record else reference
         with self.engine.lock(container.id):
             container = self.engine.state.container(container.id)
-            place = container.network_settings.networks.get(record.name)
+            place = container.network_settings.networks.get(name)
             if place is None:
                 if force:
                     return
-                raise Conflict(f"container {container.name} is not on network {record.name}")
+                raise Conflict(f"container {container.name} is not on network {name}")
             before = ways_out(container)
+            watched = bool(container.state.pid and record and self._is_watched(record))
             if place.endpoint_id:
-                if container.state.pid and self._is_watched(record):
+                if watched:
                     self._reload(container, without=place.endpoint_id)  # whoever watches takes leave by the interface
-                self._leave_one(container, record.name, place)
-                self.engine.addresses.release(container, record.name, place)
-            del container.network_settings.networks[record.name]
+                self._leave_one(container, name, place)
+                self.engine.addresses.release(container, name, place)
+            del container.network_settings.networks[name]
             if container.state.pid:
                 with netns_of(container) as netns:
                     move_ways_out(self.engine, container, before, netns)
             with self.engine.state.changing(container.id) as kept:
-                kept.network_settings.networks.pop(record.name, None)
+                kept.network_settings.networks.pop(name, None)
                 self.note(container, kept)
-        if container.state.pid and self._is_watched(record):
+        if watched:
             self._reload(container)
 
 

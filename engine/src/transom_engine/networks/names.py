@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 def resolves(engine: Engine, container: Container) -> bool:
     """Say whether names are resolved where the container is: on a network of its own or of the one it joins."""
     container = engine.endpoints.host_of(container)
-    return any(has_names(engine, engine.networks.get(name)) for name in container.network_settings.networks)
+    return any(_has_names(engine, name) for name in container.network_settings.networks)
 
 
 def linked(engine: Engine, container: Container) -> dict[str, str]:
     """Return, by address, what the container calls others that it has links to where names are not resolved."""
     found: dict[str, str] = {}
     for network, place in container.network_settings.networks.items():
-        for link in place.links or () if not has_names(engine, engine.networks.get(network)) else ():
+        for link in place.links or () if not _has_names(engine, network) else ():
             name, _, alias = link.partition(":")
             try:
                 other = engine.containers.get(name)
@@ -41,6 +41,13 @@ def has_names(engine: Engine, record: NetworkRecord) -> bool:
     if record.name == DEFAULT:
         return False
     return NetworkCapability.NAMES in engine.drivers.load("network", record.driver).capabilities
+
+
+def _has_names(engine: Engine, name: str) -> bool:
+    try:
+        return has_names(engine, engine.networks.get(name))
+    except NotFound:
+        return False  # it has been removed while the container did not run
 
 
 def looks_up(engine: Engine, record: NetworkRecord) -> bool:

@@ -51,6 +51,13 @@ class Networks:
         assert isinstance(record, NetworkRecord)
         return record
 
+    def driver_of(self, name: str) -> str:
+        """Return the driver of a network; empty where there is no network of that name any more."""
+        try:
+            return self.get(name).driver
+        except NotFound:
+            return ""
+
     def _by_id(self, reference: str) -> NetworkRecord:
         records: list[NetworkRecord] = self.engine.state.all("network", NetworkRecord)
         found = [r for r in records if reference and r.id.startswith(reference)]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def damaged(engine: Engine) -> Iterator[tuple[str, str, Callable[[], None]]]:
     """Yield each network of containers that run that is not as it should be: name, what is off, how to repair."""
-    for name in sorted({name for c in engine.state.containers() for name in c.network_settings.networks}):
+    places = [place for c in engine.state.containers() for place in c.network_settings.networks.items()]
+    for name in sorted({name for name, place in places if place.endpoint_id}):
         while said := _differences(engine, name, containers := _members(engine, name)):
             if [c.id for c in containers] == [c.id for c in _members(engine, name)]:  # else one came or went meanwhile
                 more = f" (and {len(said) - 1} more)" if said[1:] else ""

@@ -96,9 +96,7 @@ def move_ways_out(engine: Engine, container: Container, before: dict[int, str], 
     publish_again(engine, container, after, gained=_gained(engine, container, {*after} - {*before}))
 
 
-def publish_again(
-    engine: Engine, container: Container, ways: dict[int, str], *, gained: Collection[Port] = ()
-) -> None:
+def publish_again(engine: Engine, container: Container, ways: dict[int, str], *, gained: Collection[Port] = ()) -> None:
     """Publish at the networks that lead out what is published on record, at the same ports of the host.
 
     Args:
