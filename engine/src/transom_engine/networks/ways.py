@@ -83,10 +83,10 @@ def move_ways_out(engine: Engine, container: Container, before: dict[int, str], 
 
     Where a family leads out that did not, what the container asks for is published for it too.
     """
-    route(container, netns)
     after = ways_out(container)
     if after == before:
         return
+    route(container, netns)
     for name in {*before.values()} & {*container.network_settings.networks}:
         record = engine.networks.get(name)
         driver = engine.network_driver(record.driver)
