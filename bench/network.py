@@ -98,13 +98,24 @@ def growth(place, most):
     driver = Drivers(state=place / "state", run=place / "run").open("network", "bridge", {}, where="the benchmark")
     network = Network(id="b" * 64, name="bench", subnets=(Subnet(pool="10.214.0.0/16", gateway="10.214.0.1"),))
     driver.create_network(network=network)
-    times = {"attach": [], "publish": [], "detach": []}
-    ends = []
+    times = {
+        "attach": [],
+        "  the same, of CPU": [],
+        "  a bare pair in a bridge, of CPU": [],
+        "publish": [],
+        "detach": [],
+    }
+    ends, bare = [], a_bridge("benchbr")
     for number in range(most):
         netns = create()
         address = f"10.214.{(number + 2) >> 8}.{(number + 2) & 255}/16"
         end = Endpoint(id=os.urandom(32).hex(), container="c", names=(f"c{number}",), addresses=(address,))
+        before = time.process_time()
         times["attach"].append(timed(driver.attach, network=network, endpoint=end, netns=netns))
+        between = time.process_time()
+        a_pair(f"bench{number}", "bare", bare, netns)
+        times["  a bare pair in a bridge, of CPU"].append((time.process_time() - between) * 1000)
+        times["  the same, of CPU"].append((between - before) * 1000)
         ports = (Port(container=80),)
         times["publish"].append(timed(driver.publish, network=network, endpoint=end, ports=ports))
         ends.append((netns, end))
@@ -114,6 +125,8 @@ def growth(place, most):
         times["detach"].append(timed(driver.detach, network=network, endpoint=end))
         os.close(netns)
     driver.delete_network(network=network)
+    with Session() as session:
+        session.request(delete_link("benchbr"))
     tenth = max(most // 10, 1)
     print(f"\n{most} endpoints, in milliseconds{'':8}{'first tenth':>14}{'last tenth':>12}{'least':>8}")
     for what, found in times.items():
@@ -122,10 +135,22 @@ def growth(place, most):
     print(f"  1,000 ports published beside them {bulk:14.0f}")
 
 
+def a_bridge(name):
+    """Make a bridge, and return its index."""
+    with Session() as session:
+        session.request(add_link(name=name, kind="bridge"), set_up(name))
+        return session.link(name).index
+
+
+def a_pair(name, peer, bridge, netns):
+    """Make a pair in a bridge by one message: what the kernel takes for it, nobody gets below."""
+    with Session() as session:
+        session.request(add_veth(name=name, master=bridge, mtu=1500, peer=peer, mac=MAC, netns=netns))
+
+
 def by_ours(bridge, netns):
     """Make the interface of an endpoint as core does."""
-    with Session() as session:
-        session.request(add_veth(name="bench0", master=bridge, mtu=1500, peer="eth0", mac=MAC, netns=netns))
+    a_pair("bench0", "eth0", bridge, netns)
 
     def furnish():
         with Session() as session:
@@ -159,9 +184,7 @@ def by_pyroute2(bridge, netns):
 
 def beside_pyroute2(rounds):
     """Make the interface of one endpoint by turns with core's netlink and with pyroute2, and import both afresh."""
-    with Session() as session:
-        session.request(add_link(name="benchbr", kind="bridge"), set_up("benchbr"))
-        bridge = session.link("benchbr").index
+    bridge = a_bridge("benchbr")
     figures = {by_ours: [], by_pyroute2: []}
     for count in range(-1, rounds):
         for make, found in figures.items():
