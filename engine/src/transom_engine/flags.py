@@ -168,6 +168,48 @@ def add_link_local(place: EndpointSettings, addresses: Iterable[str], *, flag: s
         place.ipam_config = {**asked, "LinkLocalIPs": [*asked.get("LinkLocalIPs", ()), str(address)]}
 
 
+def own_addresses(given: Mapping[str, str], *, before: str = "--") -> dict[str, str]:
+    """Read ``ip``, ``ip6`` and ``mac-address``, where they say anything, into `EndpointSettings.ipam_config`.
+
+    Args:
+        before: what a user writes before those words.
+    """
+    read = {"ip": _ipv4, "ip6": _ipv6, "mac-address": _mac}
+    return {_ADDRESSES[word]: read[word](text, before + word) for word, text in given.items() if text}
+
+
+def _ipv4(text: str, flag: str) -> str:
+    from ipaddress import IPv4Address
+
+    try:
+        return str(IPv4Address(text))
+    except ValueError:
+        raise _bad(flag, text, "not an IPv4 address", "one such as 172.28.5.7") from None
+
+
+def _ipv6(text: str, flag: str) -> str:
+    from ipaddress import IPv6Address
+
+    try:
+        if "%" not in text:
+            return str(IPv6Address(text))
+    except ValueError:
+        pass
+    raise _bad(flag, text, "not an IPv6 address", "one such as 2001:db8::33")
+
+
+def _mac(text: str, flag: str) -> str:
+    """Read a MAC address as Go's ParseMAC does (``-`` and ``.`` may separate); it must be one interface's own."""
+    form = "six bytes such as 02:42:ac:11:00:02, the first one even"
+    byte = "[0-9A-Fa-f]{2}"
+    if not re.fullmatch(rf"{byte}([:-])(?:{byte}\1){{4}}{byte}|(?:{byte}{byte}\.){{2}}{byte}{byte}", text):
+        raise _bad(flag, text, "not a MAC address", form)
+    packed = bytes.fromhex(re.sub("[:.-]", "", text))
+    if packed[0] & 1 or not any(packed):  # a group's (IEEE 802), or nobody's: the kernel takes neither
+        raise _bad(flag, text, "no interface can have this MAC address", form)
+    return packed.hex(":")
+
+
 def network(text: str) -> tuple[str, EndpointSettings]:
     """Read one ``--network``: a name, or fields that say more about the container's place on it."""
     if "=" not in text:
@@ -187,7 +229,7 @@ def network(text: str) -> tuple[str, EndpointSettings]:
             case "link-local-ip":
                 add_link_local(place, (value,), flag="--network link-local-ip")
             case other if other in _ADDRESSES:
-                place.ipam_config = {**(place.ipam_config or {}), _ADDRESSES[other]: value}
+                place.ipam_config = {**(place.ipam_config or {}), **own_addresses({other: value}, before="--network ")}
             case other:
                 known = ("name", "alias", "driver-opt", "gw-priority", "link-local-ip", *_ADDRESSES)
                 raise _bad("--network", text, f"unknown field {other!r}{nearest(other, known)}", _PLACE)

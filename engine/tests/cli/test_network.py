@@ -318,6 +318,46 @@ def test_what_is_said_of_a_network_is_said_in_its_flag(three):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["--ip", "abc"], "--ip 'abc': not an IPv4 address; expected one such as 172.28.5.7"),
+        (["--ip", "fd80::7"], "--ip 'fd80::7': not an IPv4 address; expected one such as 172.28.5.7"),
+        (["--ip6", "10.80.0.7"], "--ip6 '10.80.0.7': not an IPv6 address; expected one such as 2001:db8::33"),
+        (["--ip6", "fe80::1%lo"], "--ip6 'fe80::1%lo': not an IPv6 address; expected one such as 2001:db8::33"),
+    ],
+)
+def test_an_address_of_the_other_family_is_refused(three, words, text):
+    assert three.fails("create", "--network", "a", *words, "busybox", code=125) == text
+    three("create", "--name", "app", "--network", "a", "busybox")
+    assert three.fails("network", "connect", *words, "b", "app", code=125) == text
+
+
+@pytest.mark.parametrize("text", ["zz", "02:42:00:00:00", "02:42:00:00:00:07:08", "02-42:00:00:00:07", "0242000000ff"])
+def test_what_is_no_mac_address_is_refused(three, text):
+    said = f"{text!r}: not a MAC address; expected six bytes such as 02:42:ac:11:00:02, the first one even"
+    assert three.fails("create", "--mac-address", text, "busybox", code=125) == f"--mac-address {said}"
+    assert (
+        three.fails("create", "--network", f"name=a,mac-address={text}", "busybox") == f"--network mac-address {said}"
+    )
+
+
+@pytest.mark.parametrize("text", ["01:42:00:00:00:07", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"])
+def test_a_mac_address_that_no_interface_can_have_is_refused(three, text):
+    assert three.fails("create", "--mac-address", text, "busybox", code=125) == (
+        f"--mac-address {text!r}: no interface can have this MAC address;"
+        " expected six bytes such as 02:42:ac:11:00:02, the first one even"
+    )
+
+
+def test_a_mac_address_may_be_written_in_any_of_docker_s_ways(three):
+    for text in ("02:42:AC:00:00:07", "02-42-ac-00-00-07", "0242.ac00.0007"):
+        shown = three(
+            "run", "--rm", "--network", "a", "--mac-address", text, "busybox", "cat", "/sys/class/net/eth0/address"
+        )
+        assert shown == "02:42:ac:00:00:07"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
         (["--network", "name=a,alais=x"], "unknown field 'alais' (did you mean alias?); expected NAME"),
         (["--network", "ip=10.80.0.7"], "--network 'ip=10.80.0.7': no name; expected NAME or name=NAME,"),
         (["--network", "name=a,gw-priority=x"], "gw-priority 'x' is not a whole number"),

@@ -235,10 +235,9 @@ def connect_command(
     from transom_engine import flags
     from transom_engine.model import EndpointSettings
 
-    asked = {key: value for key, value in (("IPv4Address", ip), ("IPv6Address", ip6)) if value}
     place = EndpointSettings(
         aliases=list(alias) or None,
-        ipam_config=asked or None,
+        ipam_config=flags.own_addresses({"ip": ip, "ip6": ip6}) or None,
         driver_opts=flags.pairs(driver_opt, flag="--driver-opt") or None,
         links=[flags.link(text) for text in link] or None,
         gw_priority=gw_priority,

@@ -341,8 +341,7 @@ def _places(given: dict[str, Any]) -> dict[str, EndpointSettings]:
     mode, first = next(iter(places.items()))
     if ":" in mode and given["expose"]:
         raise ConfigError(f"conflicting options: --expose and --network {mode[:30]}: the other container decides")
-    addresses = {"IPv4Address": given["ip"], "IPv6Address": given["ip6"], "MacAddress": given["mac_address"]}
-    asked = {name: value for name, value in addresses.items() if value}
+    asked = flags.own_addresses({"ip": given["ip"], "ip6": given["ip6"], "mac-address": given["mac_address"]})
     first.ipam_config = {**(first.ipam_config or {}), **asked} or None
     flags.add_link_local(first, given["link_local_ip"])
     first.aliases = [*(first.aliases or []), *given["network_alias"]] or None
