@@ -83,9 +83,11 @@ def test_create_refuses_bad_and_taken_names(net):
     assert net.fails("network", "create", "net") == (
         "network with name net already exists; choose another, or remove it first"
     )
-    assert net.fails("network", "create", "bridge") == (
-        "network with name bridge already exists; choose another, or remove it first"
-    )
+    for name in ("bridge", "host", "none", "default"):
+        assert net.fails("network", "create", name, code=125) == (
+            f"network {name} is a pre-defined one, which is there already; choose another name"
+        )
+    assert net("run", "--rm", "--network", "host", "busybox", "hostname") == os.uname().nodename
     assert net.fails("network", "create", "-bad", "x").startswith("No such option")
     assert net.fails("network", "create", "b@d") == (
         "invalid network name 'b@d': only a-z A-Z 0-9 _ . - are allowed, the first not a sign"
@@ -189,6 +191,16 @@ def test_a_container_outlives_the_removal_of_its_network(net):
     assert addresses(net, "web").keys() == {"other"}
     assert net("exec", "web", "cat", "/etc/resolv.conf").startswith("nameserver 127.0.0.11")
     assert net.fails("network", "disconnect", "net", "web").startswith("no such network: net; ")
+
+
+def test_another_network_whose_id_begins_as_the_name_of_one_that_is_gone_is_not_joined(net):
+    other = net("network", "inspect", "-f", "{{.Id}}", "net")
+    net("network", "create", other[:4])
+    net("create", "--name", "web", "--network", other[:4], "busybox", "sleep", "99")
+    net("network", "rm", other[:4])
+    assert "has been removed: make it again" in net.fails("start", "web")
+    net("network", "disconnect", other[:4], "web")
+    assert addresses(net, "web") == {}
 
 
 def test_a_network_made_again_by_the_same_name_is_joined(net):

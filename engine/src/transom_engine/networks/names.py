@@ -44,10 +44,8 @@ def has_names(engine: Engine, record: NetworkRecord) -> bool:
 
 
 def _has_names(engine: Engine, name: str) -> bool:
-    try:
-        return has_names(engine, engine.networks.get(name))
-    except NotFound:
-        return False  # it has been removed while the container did not run
+    record = engine.networks.named(name)  # None: it has been removed while the container did not run
+    return record is not None and has_names(engine, record)
 
 
 def looks_up(engine: Engine, record: NetworkRecord) -> bool:

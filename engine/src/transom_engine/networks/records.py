@@ -42,21 +42,22 @@ class Networks:
             NotFound: none matches.
             Conflict: several ids begin so.
         """
-        record = self.engine.state.find("network", NetworkRecord, name=reference)
+        return self.named(reference) or self._by_id(reference)
+
+    def named(self, name: str) -> NetworkRecord | None:
+        """Return the network of that very name, as a container's record has it; None where it has been removed."""
+        record: NetworkRecord | None = self.engine.state.find("network", NetworkRecord, name=name)
         if record is None:
-            record = self._predefined(reference)
+            record = self._predefined(name)
         if record is None:
             self._take_over()
-            record = self.engine.state.find("network", NetworkRecord, name=reference) or self._by_id(reference)
-        assert isinstance(record, NetworkRecord)
+            record = self.engine.state.find("network", NetworkRecord, name=name)
         return record
 
     def driver_of(self, name: str) -> str:
-        """Return the driver of a network; empty where there is no network of that name any more."""
-        try:
-            return self.get(name).driver
-        except NotFound:
-            return ""
+        """Return the driver of the network of that very name; empty where it has been removed."""
+        record = self.named(name)
+        return record.driver if record else ""
 
     def _by_id(self, reference: str) -> NetworkRecord:
         records: list[NetworkRecord] = self.engine.state.all("network", NetworkRecord)
@@ -96,19 +97,22 @@ class Networks:
         """Make the record of the default network or of a driver's only one, when it is first asked for."""
         if name == DEFAULT:
             driver = self.engine.default_driver("network")
-        else:
-            from transom.drivers import installed
-
-            if name not in {d.name for d in installed("network")}:
-                return None
+        elif self._is_single(name):
             driver = name
-            if NetworkCapability.SINGLETON not in self.engine.network_driver(driver).capabilities:
-                return None
+        else:
+            return None
         with self._lock():
             record = self.engine.state.find("network", NetworkRecord, name=name)
             if record is not None or name != DEFAULT:
                 return record or self._add(name, driver, configs=[])
             return self._add(name, driver, configs=self._default_subnets(), ipv6=self.engine.config.ipv6)
+
+    def _is_single(self, name: str) -> bool:
+        """Say whether it is the name of a driver with one network, which bears the driver's name."""
+        from transom.drivers import installed
+
+        known = name in {driver.name for driver in installed("network")}
+        return known and NetworkCapability.SINGLETON in self.engine.network_driver(name).capabilities
 
     def _default_subnets(self) -> builtins.list[IpamConfig]:
         """Return what Docker's keys bip, fixed-cidr and default-gateway say of the default network."""
@@ -154,6 +158,8 @@ class Networks:
             raise ConfigError(
                 f"invalid network name {name!r}: only a-z A-Z 0-9 _ . - are allowed, the first not a sign"
             )
+        if name in {DEFAULT, "default"} or self._is_single(name):
+            raise ConfigError(f"network {name} is a pre-defined one, which is there already; choose another name")
         driver = driver or self.engine.default_driver("network")
         opened = self.engine.network_driver(driver)
         if opened.capabilities & {NetworkCapability.SINGLETON, NetworkCapability.REFERENCE}:
@@ -179,7 +185,7 @@ class Networks:
     def _create(self, name: str, driver: str, **words: Any) -> NetworkRecord:
         opened = self.engine.network_driver(driver)
         with self._lock():
-            if name == DEFAULT or self.engine.state.find("network", NetworkRecord, name=name) is not None:
+            if self.engine.state.find("network", NetworkRecord, name=name) is not None:
                 raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
             record = self._add(name, driver, **words)
         try:
