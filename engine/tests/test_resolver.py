@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from transom.errors import DriverError
 from transom.services.netns import create, inside, loopback_up
 from transom_engine.bundle import resolv_conf
-from transom_engine.resolver import Question, Resolver
+from transom_engine.resolver.questions import Question
+from transom_engine.resolver.serving import Resolver
 
 RESOLVER = ("127.0.0.11", 53)
+FAMILIES = {"A": "IPAddress", "AAAA": "GlobalIPv6Address"}
 
 
 def in_netns_of(transom, name, function, *args):
@@ -191,13 +193,21 @@ def test_an_answer_does_not_hold_for_long(transom, mesh):
     assert 0 < record.ttl <= 5
 
 
-def test_an_alias_of_two_containers_means_both_and_each_comes_first(transom, mesh):
-    for name in ("one", "two"):
-        transom.detached("--name", name, "--network-alias", "pair", network=mesh)
-    both = {address(transom, "one"), address(transom, "two")}
-    answers = [values(ask(transom, "one", "pair")) for _ in range(10)]
-    assert all({*answer} == both for answer in answers)
-    assert {answer[0] for answer in answers} == both
+def test_an_alias_of_several_containers_means_all_and_each_comes_first_for_whoever_asks(transom):
+    transom("network", "create", "--ipv6", "--subnet", "fd00:78::/64", "mesh")
+    names = ("one", "two", "three", "four")
+    for name in names:
+        transom.detached("--name", name, "--network-alias", "many", network="mesh")
+    every = {type: {address(transom, name, key=key) for name in names} for type, key in FAMILIES.items()}
+    # Both families by turns, as getaddrinfo(3) asks, and the one as nslookup does.
+    for types in (("A", "AAAA"), ("A",)):
+        answers = {type: [] for type in types}
+        for _ in range(25):
+            for type in types:
+                answers[type].append(values(ask(transom, "one", "many", type)))
+        for type in types:
+            assert all({*answer} == every[type] for answer in answers[type])
+            assert {answer[0] for answer in answers[type]} == every[type]
 
 
 def test_a_link_is_a_name_for_the_container_that_has_it_alone(transom, mesh):
@@ -270,6 +280,24 @@ def test_a_record_is_gone_within_a_second_of_the_stop(transom, mesh, upstream):
     assert values(ask(transom, "client", "web")) == []
     transom("start", "web")
     assert values(ask(transom, "client", "web")) == [address(transom, "web")]
+
+
+def test_an_address_that_is_used_again_leads_to_its_new_owner_alone(transom, mesh, upstream):
+    from ipaddress import ip_address
+
+    upstream("10.254.7.1", lambda q, _: q.reply())
+    transom("network", "rm", mesh)
+    transom("network", "create", "--subnet", "10.254.8.0/24", mesh)
+    transom.detached("--name", "client", "--dns", "10.254.7.1", network=mesh)
+    back = ip_address("10.254.8.9").reverse_pointer
+    for name, before in (("old", None), ("new", "old")):
+        transom.detached("--name", name, "--ip", "10.254.8.9", network=mesh)
+        assert values(ask(transom, "client", name)) == ["10.254.8.9"]
+        assert values(ask(transom, "client", back, "PTR")) == [f"{name}.mesh."]
+        if before:
+            assert values(ask(transom, "client", before)) == []
+        transom("stop", "-t", "0", name)
+    assert values(ask(transom, "client", back, "PTR")) == []
 
 
 def test_a_container_whose_supervisor_was_killed_is_not_found(transom, mesh, upstream):
@@ -347,6 +375,68 @@ def test_the_next_server_is_asked_after_a_failure_and_after_silence(transom, mes
     assert len(silent.asked) == len(failing.asked) == 1
 
 
+def test_a_server_that_was_silent_is_asked_last_for_a_while(transom, mesh, upstream):
+    silent = upstream("10.254.7.1", lambda *_: None)
+    upstream("10.254.7.2", says("192.0.2.2"))
+    transom.detached("--name", "web", "--dns", "10.254.7.1", "--dns", "10.254.7.2", network=mesh)
+    assert values(ask(transom, "web", "first.example.org")) == ["192.0.2.2"]
+    began = time.monotonic()
+    assert values(ask(transom, "web", "second.example.org")) == ["192.0.2.2"]
+    assert time.monotonic() - began < 3.5
+    assert silent.asked == [("first.example.org", "udp")]
+
+
+def test_a_server_that_comes_up_late_is_found(transom, mesh, upstream):
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    assert ask(transom, "web", "www.example.org").header.rcode == RCODE.SERVFAIL
+    upstream("10.254.7.1", says("192.0.2.1"))
+    assert values(ask(transom, "web", "www.example.org")) == ["192.0.2.1"]
+
+
+def test_a_thousand_questions_at_once_are_answered(transom, mesh, upstream):
+    upstream("10.254.7.1", says("192.0.2.1"))
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    values(ask(transom, "web", "web"))
+
+    def burst():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 20)  # SO_RCVBUFFORCE
+            sock.settimeout(10)
+            for number in range(1000):
+                sock.sendto(bytes(DNSRecord.question(f"{number}.example.org").pack()), RESOLVER)
+            return [DNSRecord.parse(sock.recv(65535)) for _ in range(1000)]
+
+    answers = in_netns_of(transom, "web", burst)
+    assert {str(answer.q.qname) for answer in answers} == {f"{number}.example.org." for number in range(1000)}
+    assert all(values(answer) == ["192.0.2.1"] for answer in answers)
+
+
+def test_what_others_send_in_a_servers_place_is_no_answer(transom, mesh, upstream):
+    server = upstream("10.254.7.1", says("192.0.2.1"))
+    real = server.udp
+
+    class Forger:
+        """Sends wrong answers first: from another port, with another number, to another question."""
+
+        def sendto(self, answer, client):
+            if not answer:
+                return real.sendto(answer, client)
+            false = answer.replace(bytes([192, 0, 2, 1]), bytes([192, 0, 2, 66]))
+            with inside(transom.netns, socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.bind(("10.254.7.1", 0))
+                other.sendto(false, client)
+            real.sendto(bytes([false[0] ^ 1]) + false[1:], client)
+            real.sendto(false.replace(b"example", b"exbmple"), client)
+            return real.sendto(answer, client)
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+    server.udp = Forger()
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    assert values(ask(transom, "web", "www.example.org")) == ["192.0.2.1"]
+
+
 def test_an_answer_that_says_there_is_no_such_name_is_passed_on(transom, mesh, upstream):
     def missing(question, kind):
         answer = question.reply()
@@ -401,6 +491,33 @@ def test_a_cut_answer_is_asked_again_by_tcp_and_cut_for_clients_that_cannot_take
     assert small.rr
 
 
+def test_the_longest_answer_there_is_comes_through_by_tcp(transom, mesh, upstream):
+    def huge(question, kind):
+        answer = question.reply()
+        answer.header.tc = int(kind == "udp")
+        for number in range(255 * (kind == "tcp")):
+            answer.add_answer(RR(question.q.qname, QTYPE.TXT, rdata=TXT(f"{number:0240}"), ttl=60))
+        return answer
+
+    upstream("10.254.7.1", huge)
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    answer = ask(transom, "web", "huge.example.org", "TXT", stream=True)
+    assert len(values(answer)) == 255
+    assert len(answer.pack()) > 64_000
+
+
+def test_a_user_who_wants_search_domains_tried_first_has_names_without_a_dot_kept_here(transom, mesh, upstream):
+    server = upstream("10.254.7.1", says("192.0.2.1"))
+    for name, options in (("plain", ()), ("search", ("--dns-option", "ndots:2", "--dns-search", "example.org"))):
+        transom.detached("--name", name, "--dns", "10.254.7.1", *options, network=mesh)
+    assert values(ask(transom, "plain", "printer")) == ["192.0.2.1"]
+    assert values(ask(transom, "search", "printer")) == values(ask(transom, "search", "printer", "AAAA")) == []
+    assert [name for name, _ in server.asked] == ["printer"]
+    assert values(ask(transom, "search", "printer.example.org")) == ["192.0.2.1"]
+    assert values(ask(transom, "search", "plain")) == [address(transom, "plain")]
+    assert "(192.0.2.1)" in transom.call("exec", "search", "ping", "-c", "1", "-W", "1", "printer").out
+
+
 def test_an_internal_network_asks_nobody(transom, upstream):
     first = upstream(host_server(), says("192.0.2.7"))
     transom("network", "create", "--internal", "inner")
@@ -409,6 +526,37 @@ def test_an_internal_network_asks_nobody(transom, upstream):
     assert ask(transom, "web", "www.example.org", stream=True).header.rcode == RCODE.SERVFAIL
     assert values(ask(transom, "web", "web")) == [address(transom, "web", "inner")]
     assert first.asked == []
+
+
+def test_a_server_of_the_users_is_asked_on_an_internal_network_too(transom):
+    transom("network", "create", "--internal", "--subnet", "10.254.9.0/24", "inner")
+    transom.detached("--name", "server", "--ip", "10.254.9.9", network="inner")
+    transom.detached("--name", "web", "--dns", "10.254.9.9", network="inner")
+    sock = in_netns_of(transom, "server", socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("10.254.9.9", 53))
+    sock.settimeout(10)
+
+    def serve():
+        data, client = sock.recvfrom(512)
+        sock.sendto(bytes(says("192.0.2.9")(DNSRecord.parse(data), "udp").pack()), client)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with sock:
+        assert values(ask(transom, "web", "www.example.org")) == ["192.0.2.9"]
+        thread.join()
+
+
+def test_of_two_networks_the_one_with_a_way_out_is_enough_to_ask_others(transom, mesh, upstream):
+    server = upstream(host_server(), says("192.0.2.7"))
+    transom("network", "create", "--internal", "inner")
+    transom.detached("--name", "web", network="inner")
+    assert ask(transom, "web", "www.example.org").header.rcode == RCODE.SERVFAIL
+    transom("network", "connect", mesh, "web")
+    assert values(ask(transom, "web", "www.example.org")) == ["192.0.2.7"]
+    transom("network", "disconnect", mesh, "web")
+    assert ask(transom, "web", "www.example.org").header.rcode == RCODE.SERVFAIL
+    assert len(server.asked) == 1
 
 
 # The protocol, and who sends rubbish
@@ -466,6 +614,52 @@ def test_every_packet_is_read_without_an_error_and_its_refusal_is_an_answer(data
     if question.rcode:
         answer = DNSRecord.parse(question.failed(question.rcode))
         assert (answer.header.id, answer.header.qr) == (int.from_bytes(data[:2], "big"), 1)
+
+
+def asked(name="web", type="A", **header):
+    """Make a question, with what is wanted in its header."""
+    record = DNSRecord.question(name, type)
+    for key, value in header.items():
+        setattr(record.header, key, value)
+    return record
+
+
+def test_an_answer_keeps_of_the_questions_flags_what_it_should():
+    record = asked(rd=1, cd=1, ad=1, z=1, tc=1, rcode=3)
+    for answer in (Question.read(bytes(record.pack()), stream=False).answered(["10.0.0.1"]),
+                   Question.read(bytes(record.pack()), stream=False).failed(2)):  # fmt: skip
+        header = DNSRecord.parse(answer).header
+        assert (header.qr, header.ra, header.rd, header.cd) == (1, 1, 1, 1)
+        assert (header.ad, header.z, header.tc) == (0, 0, 0)  # nobody has authenticated anything
+        assert header.rcode in (0, 2)
+
+
+def test_nobody_has_a_name_in_another_class_than_the_internets():
+    record = asked()
+    assert Question.read(bytes(record.pack()), stream=False).name == "web"
+    record.q.qclass = 3  # CH
+    assert Question.read(bytes(record.pack()), stream=False).name == ""
+
+
+def test_another_version_of_edns_is_refused_in_words_of_the_first():
+    record = asked()
+    record.add_ar(EDNS0(udp_len=1232, version=1))
+    question = Question.read(bytes(record.pack()), stream=False)
+    (options,) = DNSRecord.parse(question.failed(question.rcode)).ar
+    assert (options.edns_rcode << 4 | DNSRecord.parse(question.failed(question.rcode)).header.rcode) == 16
+    assert options.edns_ver == 0
+
+
+@pytest.mark.parametrize("labels", [[b"a" * 63] * 4, [b"a"] * 128, [b"a" * 64]], ids=["256 bytes", "257", "64"])
+def test_a_name_that_is_too_long_is_refused(labels):
+    good = bytes(asked().pack())
+    wire = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+    question = Question.read(good[:12] + wire + b"\0\1\0\1", stream=True)
+    assert question.rcode == RCODE.FORMERR
+    assert DNSRecord.parse(question.failed(question.rcode)).header.rcode == RCODE.FORMERR
+    longest = b"\x3f" + b"a" * 63
+    longest = longest * 3 + b"\x3d" + b"a" * 61 + b"\0"
+    assert (len(longest), Question.read(good[:12] + longest + b"\0\1\0\1", stream=True).rcode) == (255, 0)
 
 
 def test_an_answer_that_is_too_long_is_cut_and_says_so():
@@ -532,8 +726,8 @@ def test_names_of_other_hosts_come_from_the_networks_driver_beside_our_own(alone
         asked.append((record.name, name))
         return known.get(name, ())
 
-    monkeypatch.setattr("transom_engine.resolver.looks_up", lambda engine, record: True)
-    monkeypatch.setattr("transom_engine.resolver.lookup", lookup)
+    monkeypatch.setattr("transom_engine.resolver.names.looks_up", lambda engine, record: True)
+    monkeypatch.setattr("transom_engine.resolver.serving.lookup", lookup)
 
     def found(name, type="A"):
         question = DNSRecord.question(name, type)
@@ -550,8 +744,8 @@ def test_a_driver_that_fails_to_look_up_hides_no_local_name(alone, transom, plac
     def lookup(engine, record, name):
         raise DriverError("lookup", driver="network far", cause="no answer")
 
-    monkeypatch.setattr("transom_engine.resolver.looks_up", lambda engine, record: True)
-    monkeypatch.setattr("transom_engine.resolver.lookup", lookup)
+    monkeypatch.setattr("transom_engine.resolver.names.looks_up", lambda engine, record: True)
+    monkeypatch.setattr("transom_engine.resolver.serving.lookup", lookup)
     for _ in range(3):
         answer = inside(place, exchange, bytes(DNSRecord.question("www").pack()))
         assert values(DNSRecord.parse(answer)) == [address(transom, "web")]
@@ -559,7 +753,7 @@ def test_a_driver_that_fails_to_look_up_hides_no_local_name(alone, transom, plac
 
 
 def test_without_nftables_the_resolver_takes_port_53_itself(place, monkeypatch):
-    monkeypatch.setattr("transom_engine.resolver._redirect", lambda *_: False)
+    monkeypatch.setattr("transom_engine.resolver.serving._redirect", lambda *_: False)
     resolver = Resolver(None, "0" * 64, place)
     with pytest.raises(DriverError) as error:
         Resolver(None, "0" * 64, place)
