@@ -97,7 +97,7 @@ run --kernel-memory 1m busybox true
 run --memory-swappiness 101 busybox true
     125 memory-swappiness 101 is out of range: use 0 to 100
 run --oom-kill-disable=x busybox true
-    125 Option '--oom-kill-disable' does not take a value; see `transom --help`
+    125 invalid value 'x' for the flag --oom-kill-disable: expected true or false; see `transom run --help`
 run --oom-score-adj 2000 busybox true
     125 invalid value 2000, range for oom score adj is [-1000, 1000]
 run --cpu-period 10 busybox true
