@@ -150,7 +150,7 @@ def _ip(address: str, text: str) -> str:
 # Networks
 
 _PLACE = "NAME or name=NAME,alias=A,ip=IP,ip6=IP,link-local-ip=IP,mac-address=MAC,gw-priority=N,driver-opt=K=V"
-_ADDRESSES = {"ip": "IPv4Address", "ip6": "IPv6Address", "mac-address": "MacAddress"}
+ADDRESSES = {"ip": "IPv4Address", "ip6": "IPv6Address", "mac-address": "MacAddress"}
 
 
 def add_link_local(place: EndpointSettings, addresses: Iterable[str], *, flag: str = "--link-local-ip") -> None:
@@ -175,7 +175,7 @@ def own_addresses(given: Mapping[str, str], *, before: str = "--") -> dict[str, 
         before: what a user writes before those words.
     """
     read = {"ip": _ipv4, "ip6": _ipv6, "mac-address": _mac}
-    return {_ADDRESSES[word]: read[word](text, before + word) for word, text in given.items() if text}
+    return {ADDRESSES[word]: read[word](text, before + word) for word, text in given.items() if text}
 
 
 def _ipv4(text: str, flag: str) -> str:
@@ -228,10 +228,10 @@ def network(text: str) -> tuple[str, EndpointSettings]:
                 place.gw_priority = priority(value, text)
             case "link-local-ip":
                 add_link_local(place, (value,), flag="--network link-local-ip")
-            case other if other in _ADDRESSES:
+            case other if other in ADDRESSES:
                 place.ipam_config = {**(place.ipam_config or {}), **own_addresses({other: value}, before="--network ")}
             case other:
-                known = ("name", "alias", "driver-opt", "gw-priority", "link-local-ip", *_ADDRESSES)
+                known = ("name", "alias", "driver-opt", "gw-priority", "link-local-ip", *ADDRESSES)
                 raise _bad("--network", text, f"unknown field {other!r}{nearest(other, known)}", _PLACE)
     if not name:
         raise _bad("--network", text, "no name", _PLACE)

@@ -147,7 +147,7 @@ def unused_networks(engine: Engine) -> Iterator[NetworkRecord]:
 
     used = {name for container in engine.state.containers() for name in container.network_settings.networks}
     for record in sorted(engine.state.all("network", NetworkRecord), key=lambda record: record.name):
-        if record.name == DEFAULT or record.name in used:
+        if record.name == DEFAULT or record.name in used or record.config_only:
             continue
         try:
             capabilities = engine.network_driver(record.driver).capabilities

@@ -1,7 +1,9 @@
 """What users set of networks and endpoints by ``transom network`` and ``transom run``, tried on the running kernel."""
 
+import json
 import select
 import socket
+import subprocess
 import time
 
 import click
@@ -128,4 +130,129 @@ def test_a_flag_with_a_truth_value_does_what_it_says(transom):
 def test_a_flag_with_another_value_is_refused_in_a_line(transom):
     assert transom.fails("network", "create", "--internal=maybe", "net", code=125) == (
         "invalid value 'maybe' for the flag --internal: expected true or false; see `transom network create --help`"
+    )
+
+
+# Configurations, and what the engine takes of options
+
+
+def test_a_configuration_is_kept_and_networks_are_made_by_it(transom):
+    words = ["--subnet", "10.76.0.0/24", "--ip-range", "10.76.0.128/25", "-o", "com.docker.network.driver.mtu=1400"]
+    id = transom("network", "create", "--config-only", *words, "--label", "a=b", "conf")
+    assert transom("network", "ls", "--filter", "name=conf", "--format", "{{.ID}} {{.Driver}} {{.Scope}}") == (
+        f"{id[:12]} null local"
+    )
+    record = transom.inspect("conf")
+    assert (record["ConfigOnly"], record["ConfigFrom"]) == (True, {"Network": ""})
+    assert (
+        "10.76.0"
+        not in subprocess.run(
+            ["ip", "address"], preexec_fn=transom.enter, capture_output=True, text=True, check=True
+        ).stdout
+    )  # nothing of it is on the host
+    transom("network", "create", "--config-from", "conf", "-d", "bridge", "--scope", "local", "net")
+    made = transom.inspect("net")
+    assert (made["ConfigOnly"], made["ConfigFrom"], made["Labels"]) == (False, {"Network": "conf"}, {"a": "b"})
+    assert made["Options"] == {"com.docker.network.driver.mtu": "1400"}
+    assert (made["IPAM"]["Config"][0]["Subnet"], made["IPAM"]["Config"][0]["IPRange"]) == ("10.76.0.0/24", words[3])
+    out = transom("run", "--rm", "--network", "net", "busybox", "ip", "-o", "address", "show", "eth0")
+    assert "10.76.0.128/24" in out
+    assert transom.fails("network", "rm", "conf") == "configuration conf is in use by net; remove them first"
+    transom("network", "prune", "-f")
+    assert transom("network", "ls", "-q", "--filter", "name=conf") == id[:12]
+    transom("network", "rm", "conf")
+    assert transom.fails("network", "inspect", "conf").startswith("no such network: conf")
+
+
+def test_no_container_can_be_on_a_configuration(transom):
+    transom("network", "create", "--config-only", "conf")
+    text = (
+        "network conf is a configuration alone, no container can be on it: make a network by it, "
+        "`transom network create --config-from conf NAME`"
+    )
+    assert transom.fails("run", "--network", "conf", "busybox", "true", code=125) == text
+    assert transom.fails("run", "--network", "bridge", "--network", "conf", "busybox", "true", code=125) == text
+    transom.detached("--name", "one", network="bridge")
+    assert transom.fails("network", "connect", "conf", "one") == text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (
+            ["--config-only", "--internal", "--attachable", "--scope=local"],
+            "--config-only keeps a configuration alone: leave out --internal, --attachable, --scope",
+        ),
+        (
+            ["--config-from", "bridge"],
+            "--config-from bridge: it is no configuration, as --config-only makes, but a network",
+        ),
+        (
+            ["--config-from", "conf", "--subnet", "10.9.0.0/24", "-o", "a=b", "--label", "c", "--ipv6"],
+            "--config-from conf has the configuration: leave out --subnet, --opt, --label, --ipv6",
+        ),
+        (
+            ["--config-from", "conf", "--ipam-driver", "dhcp"],
+            "--config-from conf has the configuration: leave out --ipam-driver",
+        ),
+        (["--config-from", "absent"], "no such network: absent; networks here: bridge, conf"),
+        (["--config-only", "conf"], "network with name conf already exists; choose another, or remove it first"),
+        (
+            ["--scope", "swarm"],
+            "--scope swarm: networks of driver bridge are local: there is no swarm mode; on each host a configuration "
+            "can be kept with --config-only",
+        ),
+        (["--scope", "global"], "--scope global: networks of driver bridge are local"),
+        (["--ingress"], "--ingress: there is no swarm mode, whose routing mesh it is for; leave it out"),
+        (
+            ["--ipam-opt", "a=b"],
+            "IPAM driver default has no option 'a' (from --ipam-opt): it has no options",
+        ),
+        (["-o", "com.docker.network.enable_ipv6=x"], "com.docker.network.enable_ipv6='x': expected true or false"),
+    ],
+)  # fmt: skip
+def test_create_refuses_what_means_nothing_here(transom, words, text):
+    transom("network", "create", "--config-only", "conf")
+    names = ["n1"] if words[-1] != "conf" else []
+    assert transom.fails("network", "create", *words, *names, code=125) == text
+
+
+def test_the_families_of_a_network_are_options_too_and_the_flags_win(transom):
+    four, six = "com.docker.network.enable_ipv4", "com.docker.network.enable_ipv6"
+    transom("network", "create", "-o", f"{four}=0", "-o", f"{six}=true", "six")
+    transom("network", "create", "-o", f"{six}=true", "--ipv6=false", "four")
+    record = transom.inspect("six")
+    assert (record["EnableIPv4"], record["EnableIPv6"], record["Options"]) == (False, True, {})
+    assert transom.inspect("four")["EnableIPv6"] is False
+
+
+def test_default_options_are_those_of_new_networks_of_a_driver(transom, tmp_path):
+    config = tmp_path / "daemon.json"
+    options = {"com.docker.network.driver.mtu": "1300", "com.docker.network.enable_ipv6": "true"}
+    config.write_text(json.dumps({"default-network-opts": {"bridge": options, "macvlan": {"macvlan_mode": "vepa"}}}))
+    transom("--config", config, "network", "create", "net")
+    transom("--config", config, "network", "create", "-o", "com.docker.network.driver.mtu=1400", "--no-ipv6", "own")
+    config.write_text("{}")
+    record = transom.inspect("net")
+    assert (record["Options"], record["EnableIPv6"]) == ({"com.docker.network.driver.mtu": "1300"}, True)
+    record = transom.inspect("own")
+    assert (record["Options"], record["EnableIPv6"]) == ({"com.docker.network.driver.mtu": "1400"}, False)
+    assert "mtu 1300" in transom("run", "--rm", "--network", "net", "busybox", "ip", "link", "show", "eth0")
+
+
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [
+        (["--network", "name=net,ip=10.9.0.2", "--ip", "10.9.0.3"], "--ip"),
+        (
+            ["--network", "name=net,mac-address=02:42:00:00:00:01", "--mac-address", "02:42:00:00:00:02"],
+            "--mac-address",
+        ),
+        (["--network", "name=net,alias=a", "--network-alias", "b"], "--network-alias"),
+    ],
+)
+def test_what_is_said_twice_of_a_place_is_refused(transom, words, both):
+    transom("network", "create", "--subnet", "10.9.0.0/24", "net")
+    assert transom.fails("run", *words, "busybox", "true", code=125) == (
+        f"conflicting options: {both} and what --network says of net: leave one out"
     )

@@ -41,9 +41,14 @@ def network_command() -> None:
 @many("-o", "--opt", help="Set driver specific options")
 @many("--label", help="Set metadata on a network")
 @click.option("--internal", is_flag=True, help="Restrict external access to the network")
-@click.option("--ipv4/--no-ipv4", default=True, help="Enable or disable IPv4 networking")
-@click.option("--ipv6", is_flag=True, help="Enable IPv6 networking")
-@click.option("--attachable", is_flag=True, help="Enable manual container attachment")
+@click.option("--ipv4/--no-ipv4", default=None, help="Enable or disable IPv4 networking")
+@click.option("--ipv6/--no-ipv6", default=None, help="Enable or disable IPv6 networking")
+@click.option("--attachable", is_flag=True, help="Accepted for docker's sake: containers can be put on any network")
+@click.option("--scope", default="", help="Control the network's scope: local or global, which its driver says")
+@click.option("--config-only", is_flag=True, help="Create a configuration only network")
+@click.option("--config-from", default="", help="The network from which to copy the configuration")
+@many("--ipam-opt", help="Set IPAM driver specific options: there are none")
+@click.option("--ingress", is_flag=True, help="Refused: there is no swarm mode")
 @click.argument("name", metavar="NETWORK")
 @pass_session
 def create_command(
@@ -59,13 +64,22 @@ def create_command(
     opt: tuple[str, ...],
     label: tuple[str, ...],
     internal: bool,
-    ipv4: bool,
-    ipv6: bool,
+    ipv4: bool | None,
+    ipv6: bool | None,
     attachable: bool,
+    scope: str,
+    config_only: bool,
+    config_from: str,
+    ipam_opt: tuple[str, ...],
+    ingress: bool,
 ) -> None:
     """Create a network."""
     from transom_engine import flags
 
+    if ingress:
+        raise ConfigError("--ingress: there is no swarm mode, whose routing mesh it is for; leave it out")
+    for option in flags.pairs(ipam_opt, flag="--ipam-opt"):
+        raise ConfigError(f"IPAM driver {ipam_driver} has no option {option!r} (from --ipam-opt): it has no options")
     record = session.engine.networks.create(
         name,
         driver=driver,
@@ -77,6 +91,9 @@ def create_command(
         ipv4=ipv4,
         ipv6=ipv6,
         attachable=attachable,
+        scope=scope,
+        config_only=config_only,
+        config_from=config_from,
     )
     print(record.id)
 

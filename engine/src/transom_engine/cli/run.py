@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from transom.errors import ConfigError, NotFound
+from transom.errors import ConfigError, NotFound, choices
 from transom_engine import flags, wire
 from transom_engine.cli import Session, pass_session
 from transom_engine.model import Config, EndpointSettings, HostConfig, LogConfig
@@ -341,7 +341,12 @@ def _places(given: dict[str, Any]) -> dict[str, EndpointSettings]:
     mode, first = next(iter(places.items()))
     if ":" in mode and given["expose"]:
         raise ConfigError(f"conflicting options: --expose and --network {mode[:30]}: the other container decides")
-    asked = flags.own_addresses({"ip": given["ip"], "ip6": given["ip6"], "mac-address": given["mac_address"]})
+    said = {"ip": given["ip"], "ip6": given["ip6"], "mac-address": given["mac_address"]}
+    asked = flags.own_addresses(said)
+    twice = [f"--{word}" for word, text in said.items() if text and flags.ADDRESSES[word] in (first.ipam_config or {})]
+    twice += ["--network-alias"] if first.aliases and given["network_alias"] else []
+    if twice:
+        raise ConfigError(f"conflicting options: {choices(twice)} and what --network says of {mode}: leave one out")
     first.ipam_config = {**(first.ipam_config or {}), **asked} or None
     flags.add_link_local(first, given["link_local_ip"])
     first.aliases = [*(first.aliases or []), *given["network_alias"]] or None

@@ -34,7 +34,7 @@ def check_networks(engine: Engine, container: Container) -> list[str]:
         _refuse_with(container, host.network_mode, publish=True, names=True)
         settings.networks = {}
         return []
-    record = engine.networks.get(host.network_mode)
+    record = engine.networks.for_containers(host.network_mode)
     opened = engine.network_driver(record.driver)
     if NetworkCapability.L2 not in opened.capabilities:
         place = settings.networks.get(record.name)
@@ -43,7 +43,7 @@ def check_networks(engine: Engine, container: Container) -> list[str]:
             raise ConfigError(f"--ip and --network-alias need a network with addresses: {record.name} has none")
     settings.networks.setdefault(record.name, EndpointSettings())
     for name, place in settings.networks.items():
-        other = engine.networks.get(name)
+        other = engine.networks.for_containers(name)
         if len(settings.networks) > 1:
             check_connectable(engine, container, other)
         check_place(engine, other, place)

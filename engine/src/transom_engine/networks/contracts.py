@@ -18,7 +18,6 @@ def network_of(engine: Engine, record: NetworkRecord) -> Network:
     """Describe a network to its driver."""
     driver = engine.network_driver(record.driver)
     config = engine.config
-    defaults = config.default_network_opts.get(record.driver, {})
     return Network(
         id=record.id,
         name=record.name,
@@ -26,7 +25,7 @@ def network_of(engine: Engine, record: NetworkRecord) -> Network:
             engine,
             record.driver,
             driver.NetworkOptions,
-            {**defaults, **_daemon_options(engine, record), **record.options},
+            {**_daemon_options(engine, record), **record.options},
             "--opt",
         ),
         subnets=tuple(

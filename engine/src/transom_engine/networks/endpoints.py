@@ -193,7 +193,7 @@ class Endpoints:
         """
         from transom_engine.networks.checking import check_connectable, check_place
 
-        record = self.engine.networks.get(reference)
+        record = self.engine.networks.for_containers(reference)
         with self.engine.lock(container.id):
             container = self.engine.state.container(container.id)
             check_connectable(self.engine, container, record)

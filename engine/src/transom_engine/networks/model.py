@@ -11,6 +11,10 @@ DEFAULT = "bridge"
 """The name of the default network, whatever driver carries it: Docker's users write it."""
 DEFAULT_IPAM, DHCP = "default", "dhcp"
 """Who gives addresses, in the words of ``--ipam-driver``: core's IPAM, and the option of drivers that ask a server."""
+CONFIG_ONLY = "null"
+"""What stands for the driver of a network that is a configuration alone, as in Docker's lists."""
+ENABLE = {"ipv4": "com.docker.network.enable_ipv4", "ipv6": "com.docker.network.enable_ipv6"}
+"""Options of networks that are the engine's, whatever the driver: they say what the flags of those names do."""
 MEMBERS = "network-members"
 """The lock that whoever makes or joins a network shares, and whoever removes one has alone."""
 
@@ -32,6 +36,12 @@ class IpamRecord(Pascal):
     config: list[IpamConfig] = []
 
 
+class ConfigFrom(Pascal):
+    """The network that another one's configuration was taken from."""
+
+    network: str = ""
+
+
 class NetworkRecord(Pascal):
     """A network, in the shape of Docker's NetworkInspect."""
 
@@ -47,6 +57,7 @@ class NetworkRecord(Pascal):
     attachable: bool = False
     ingress: bool = False
     config_only: bool = False
+    config_from: ConfigFrom = msgspec.field(default_factory=ConfigFrom)
     containers: dict[str, dict[str, str]] = {}
     options: dict[str, str] = {}
     labels: dict[str, str] = {}

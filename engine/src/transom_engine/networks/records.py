@@ -11,7 +11,18 @@ from transom.errors import ConfigError, Conflict, NotFound, TransomError, choice
 from transom.services.files import Lock
 from transom_engine.model import now
 from transom_engine.networks.contracts import keeps_addresses, network_of, option_names
-from transom_engine.networks.model import DEFAULT, DEFAULT_IPAM, DHCP, MEMBERS, IpamConfig, NetworkRecord, record_of
+from transom_engine.networks.model import (
+    CONFIG_ONLY,
+    DEFAULT,
+    DEFAULT_IPAM,
+    DHCP,
+    ENABLE,
+    MEMBERS,
+    ConfigFrom,
+    IpamConfig,
+    NetworkRecord,
+    record_of,
+)
 
 if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
@@ -58,6 +69,20 @@ class Networks:
         """Return the driver of the network of that very name; empty where it has been removed."""
         record = self.named(name)
         return record.driver if record else ""
+
+    def for_containers(self, reference: str) -> NetworkRecord:
+        """Return a network as `get` does, that containers can be on.
+
+        Raises:
+            ConfigError: it is a configuration alone.
+        """
+        record = self.get(reference)
+        if record.config_only:
+            raise ConfigError(
+                f"network {record.name} is a configuration alone, no container can be on it: make a network by it, "
+                f"`transom network create --config-from {record.name} NAME`"
+            )
+        return record
 
     def _by_id(self, reference: str) -> NetworkRecord:
         records: list[NetworkRecord] = self.engine.state.all("network", NetworkRecord)
@@ -141,18 +166,26 @@ class Networks:
         options: dict[str, str] | None = None,
         labels: dict[str, str] | None = None,
         internal: bool = False,
-        ipv4: bool = True,
-        ipv6: bool = False,
+        ipv4: bool | None = None,
+        ipv6: bool | None = None,
         attachable: bool = False,
+        scope: str = "",
+        config_only: bool = False,
+        config_from: str = "",
     ) -> NetworkRecord:
         """Make a network, on the host too, so that what is wrong shows now.
 
         Args:
             ipam_driver: who gives the addresses: ``default``, or ``dhcp`` where the driver has an option of that name.
+            ipv4, ipv6: whether it has addresses of that family; None leaves it to the options, then to the default.
+            scope: that of the driver's networks, or empty.
+            config_only: record subnets, options and labels for others to be made by; nothing comes on the host.
+            config_from: the name of such a one, whose configuration the network has in place of one of its own.
 
         Raises:
             Conflict: the name is taken, or a subnet overlaps one of ours or of the host.
             ConfigError: bad words; a driver whose networks users do not make.
+            NotFound: no network `config_from`.
         """
         if not name or not name[0].isalnum() or not all(c.isalnum() or c in "_.-" for c in name) or not name.isascii():
             raise ConfigError(
@@ -160,33 +193,90 @@ class Networks:
             )
         if name in {DEFAULT, "default"} or self._is_single(name):
             raise ConfigError(f"network {name} is a pre-defined one, which is there already; choose another name")
-        driver = driver or self.engine.default_driver("network")
+        words: dict[str, Any] = {
+            "configs": configs or [], "options": options or {}, "labels": labels or {}, "ipam_driver": ipam_driver,
+            "ipv4": ipv4, "ipv6": ipv6,
+        }  # fmt: skip
+        if config_only:
+            alone = {"--internal": internal, "--attachable": attachable, "--scope": scope, "--config-from": config_from}
+            if given := [flag for flag, value in alone.items() if value]:
+                raise ConfigError(f"--config-only keeps a configuration alone: leave out {', '.join(given)}")
+            return self._keep_config(name, words)
+        if config_from:
+            words = self._configured(config_from, words)
+        return self._make(
+            name, driver or self.engine.default_driver("network"), internal, attachable, scope, config_from, words
+        )
+
+    def _keep_config(self, name: str, words: dict[str, Any]) -> NetworkRecord:
+        """Record a configuration; its options are for a driver that is not known yet."""
+        words |= {family: words[family] is not False if family == "ipv4" else bool(words[family]) for family in ENABLE}
+        with self._lock():
+            self._refuse_name(name)
+            return self._record(_new(name, CONFIG_ONLY, config_only=True, **words))
+
+    def _configured(self, reference: str, words: dict[str, Any]) -> dict[str, Any]:
+        """Return the configuration that is kept under that name; there may be none beside it."""
+        kept = self.get(reference)
+        if not kept.config_only:
+            raise ConfigError(
+                f"--config-from {reference}: it is no configuration, as --config-only makes, but a network"
+            )
+        flags = {
+            "configs": "--subnet", "options": "--opt", "labels": "--label", "ipv4": "--ipv4", "ipv6": "--ipv6",
+        }  # fmt: skip
+        given = [flag for word, flag in flags.items() if words[word] not in ([], {}, None)]
+        given += ["--ipam-driver"] if words["ipam_driver"] != DEFAULT_IPAM else []
+        if given:
+            raise ConfigError(f"--config-from {reference} has the configuration: leave out {', '.join(given)}")
+        return {
+            "configs": kept.ipam.config, "options": kept.options, "labels": kept.labels,
+            "ipam_driver": kept.ipam.driver, "ipv4": kept.enable_ipv4, "ipv6": kept.enable_ipv6,
+        }  # fmt: skip
+
+    def _make(
+        self,
+        name: str,
+        driver: str,
+        internal: bool,
+        attachable: bool,
+        scope: str,
+        config_from: str,
+        words: dict[str, Any],
+    ) -> NetworkRecord:
         opened = self.engine.network_driver(driver)
         if opened.capabilities & {NetworkCapability.SINGLETON, NetworkCapability.REFERENCE}:
             raise ConfigError(
                 f"network driver {driver} has one network only, which is there already: use it by its name"
             )
+        if scope not in {"", _scope(opened)}:
+            swarm = ": there is no swarm mode; on each host a configuration can be kept with --config-only"
+            raise ConfigError(
+                f"--scope {scope}: networks of driver {driver} are {_scope(opened)}{swarm if scope == 'swarm' else ''}"
+            )
         if internal and NetworkCapability.INTERNAL not in opened.capabilities:
             raise opened.unsupported(NetworkCapability.INTERNAL)
-        if not ipv4 and not ipv6:
+        options = {**self.engine.config.default_network_opts.get(driver, {}), **words["options"]}
+        for family, default in (("ipv4", True), ("ipv6", False)):
+            said = options.pop(ENABLE[family], "")
+            if words[family] is None:
+                words[family] = _truth(ENABLE[family], said) if said else default
+        if not words["ipv4"] and not words["ipv6"]:
             raise ConfigError("--ipv4=false leaves the network without addresses: add --ipv6")
-        if ipv6 and NetworkCapability.IPV6 not in opened.capabilities:
+        if words["ipv6"] and NetworkCapability.IPV6 not in opened.capabilities:
             raise opened.unsupported(NetworkCapability.IPV6)
-        if ipam_driver != DEFAULT_IPAM:
-            options = {**(options or {}), self._ipam_option(driver, ipam_driver): "true"}
+        if words["ipam_driver"] != DEFAULT_IPAM:
+            options[self._ipam_option(driver, words["ipam_driver"])] = "true"
         if NetworkCapability.MULTI_HOST in opened.capabilities:
             self._take_over()
+        words |= {"options": options, "config_from": ConfigFrom(network=config_from)}
         with self.engine.lock(MEMBERS, shared=True):
-            return self._create(
-                name, driver, configs=configs or [], options=options or {}, labels=labels or {},
-                ipam_driver=ipam_driver, internal=internal, ipv4=ipv4, ipv6=ipv6, attachable=attachable,
-            )  # fmt: skip
+            return self._create(name, driver, internal=internal, attachable=attachable, **words)
 
     def _create(self, name: str, driver: str, **words: Any) -> NetworkRecord:
         opened = self.engine.network_driver(driver)
         with self._lock():
-            if self.engine.state.find("network", NetworkRecord, name=name) is not None:
-                raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
+            self._refuse_name(name)
             record = self._add(name, driver, **words)
         try:
             opened.create_network(network=network_of(self.engine, record))
@@ -195,6 +285,10 @@ class Networks:
             raise
         self.engine.state.event("network", "create", record.id, name=name, type=driver)
         return record
+
+    def _refuse_name(self, name: str) -> None:
+        if self.engine.state.find("network", NetworkRecord, name=name) is not None:
+            raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
 
     def _ipam_option(self, driver: str, ipam_driver: str) -> str:
         """Return the option by which the network's driver takes addresses from where `ipam_driver` says."""
@@ -210,26 +304,8 @@ class Networks:
             )
         return DHCP
 
-    def _add(
-        self,
-        name: str,
-        driver: str,
-        *,
-        configs: builtins.list[IpamConfig],
-        ipam_driver: str = DEFAULT_IPAM,
-        options: dict[str, str] | None = None,
-        labels: dict[str, str] | None = None,
-        internal: bool = False,
-        ipv4: bool = True,
-        ipv6: bool = False,
-        attachable: bool = False,
-    ) -> NetworkRecord:
-        record = NetworkRecord(
-            name=name, id=os.urandom(32).hex(), created=now(), driver=driver, options=options or {},
-            labels=labels or {}, internal=internal, enable_ipv4=ipv4, enable_ipv6=ipv6, attachable=attachable,
-            scope=_scope(self.engine.network_driver(driver)),
-        )  # fmt: skip
-        record.ipam.driver, record.ipam.config = ipam_driver, configs
+    def _add(self, name: str, driver: str, **words: Any) -> NetworkRecord:
+        record = _new(name, driver, scope=_scope(self.engine.network_driver(driver)), **words)
         record.ipam.config = self.engine.addresses.settle(record)
         return self._record(record)
 
@@ -246,10 +322,20 @@ class Networks:
         with self.engine.lock(MEMBERS):
             record = self.get(reference)
             self._refuse_removal(record)
+            if record.config_only:
+                self.engine.state.delete("network", id=record.id)
+                return
             self._remove(record)
         self.engine.state.event("network", "destroy", record.id, name=record.name, type=record.driver)
 
     def _refuse_removal(self, record: NetworkRecord) -> None:
+        if record.config_only:
+            made = [
+                r.name for r in self.engine.state.all("network", NetworkRecord) if r.config_from.network == record.name
+            ]
+            if made:
+                raise Conflict(f"configuration {record.name} is in use by {choices(made)}; remove them first")
+            return
         opened = self.engine.network_driver(record.driver)
         if record.name == DEFAULT or NetworkCapability.SINGLETON in opened.capabilities:
             raise Conflict(f"{record.name} is a pre-defined network and cannot be removed")
@@ -272,6 +358,8 @@ class Networks:
     def inspect(self, reference: str) -> NetworkRecord:
         """Return a network's record with the containers that are on it now."""
         record = self.get(reference)
+        if record.config_only:
+            return record
         driver = self.engine.network_driver(record.driver)
         if NetworkCapability.MULTI_HOST in driver.capabilities:
             hosts = driver.peers(network=network_of(self.engine, record))
@@ -298,3 +386,29 @@ class Networks:
 
 def _scope(driver: NetworkDriver) -> str:
     return "global" if NetworkCapability.MULTI_HOST in driver.capabilities else "local"
+
+
+def _truth(option: str, word: str) -> bool:
+    from transom.services.options import parse_bool
+
+    try:
+        return parse_bool(word)
+    except ValueError:
+        raise ConfigError(f"{option}={word!r}: expected true or false") from None
+
+
+def _new(
+    name: str,
+    driver: str,
+    *,
+    configs: list[IpamConfig],
+    ipam_driver: str = DEFAULT_IPAM,
+    ipv4: bool = True,
+    ipv6: bool = False,
+    **fields: Any,
+) -> NetworkRecord:
+    record = NetworkRecord(
+        name=name, id=os.urandom(32).hex(), created=now(), driver=driver, enable_ipv4=ipv4, enable_ipv6=ipv6, **fields
+    )
+    record.ipam.driver, record.ipam.config = ipam_driver, configs
+    return record
