@@ -22,7 +22,7 @@ run: bytecode  ## run a real container and show what the engine does
 # A run that did not come to its end (pytest's other codes than 1) has nothing to try again.
 test: bytecode tested  ## every test of every distribution; says what was skipped and why
 	@rm -rf $(VENV)/.pytest_cache
-	$(PYTEST) -n $${TRANSOM_TEST_JOBS:-4} --dist loadgroup $(TESTS) || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
+	$(PYTEST) -n $${TRANSOM_TEST_JOBS:-4} $(TESTS) || { code=$$?; [ $$code -eq 1 ] || exit $$code; \
 	    echo "== once more, alone: what failed above"; $(PYTEST) --last-failed --last-failed-no-failures none $(TESTS); }
 
 # TESTS names suites of tests/vm/suites.toml here. VM_KERNEL is the path of another user-mode kernel (ARCH=um), VM_MODULES

@@ -19,7 +19,6 @@ USED = [ROOT / "core", ROOT / "conformance", ROOT / "engine", *PLUGINS]
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="not root: suites and containers need mounts and namespaces"),
-    pytest.mark.xdist_group("author"),
 ]
 
 

@@ -43,7 +43,6 @@ def wheels(tmp_path_factory):
         return dict(zip(ALL, pool.map(lambda folder: build(folder, place), ALL), strict=True))
 
 
-@pytest.mark.xdist_group("distributions")
 @pytest.mark.parametrize("folder", ALL, ids=label)
 def test_wheel_and_sdist_have_the_same_version_their_readme_and_their_tests(wheels, folder):
     wheel = wheels[folder]
@@ -63,7 +62,6 @@ def test_wheel_and_sdist_have_the_same_version_their_readme_and_their_tests(whee
     assert any(name.startswith("tests/test_") for name in inside)
 
 
-@pytest.mark.xdist_group("distributions")
 @pytest.mark.parametrize("folder", PLUGINS, ids=label)
 def test_a_driver_works_alone_with_core_and_imports_only_what_it_declares(wheels, folder, tmp_path):
     kind, name = folder.parent.name, folder.name
@@ -88,7 +86,6 @@ def test_a_driver_works_alone_with_core_and_imports_only_what_it_declares(wheels
         assert "nothing was proved" in done.stdout
 
 
-@pytest.mark.xdist_group("distributions")
 def test_core_conformance_and_engine_import_only_what_they_declare(wheels, tmp_path):
     for name, package in (("core", "transom"), ("conformance", "transom_conformance"), ("engine", "transom_engine")):
         alone = Environment(tmp_path / name)

@@ -1,5 +1,7 @@
-"""The run of the tests itself: how it ends when it is cancelled."""
+"""The run of the tests itself: who runs what, and how it ends when it is cancelled."""
 
+import ast
+import contextlib
 import os
 import shutil
 import signal
@@ -17,7 +19,7 @@ here = pathlib.Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def server():
-    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:
+    with subprocess.Popen(["sleep", "1000"]) as process:
         yield
         time.sleep(0.3)
         process.kill()
@@ -37,6 +39,48 @@ def test_waits(server, number):
         (here / f"ended-{child}").touch()
 """
 
+WHO = """
+import os, pathlib, pytest
+
+@pytest.mark.parametrize("number", range(12))
+def test_tells_its_worker(number):
+    with pathlib.Path(__file__).with_suffix(".workers").open("a") as file:
+        file.write(os.environ["PYTEST_XDIST_WORKER"] + " ")
+"""
+
+
+def together():
+    """Return the files that the root's conftest keeps together."""
+    for node in ast.parse((ROOT / "conftest.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "TOGETHER":
+            return ast.literal_eval(node.value)
+    raise AssertionError("there is no TOGETHER")
+
+
+def command(place, *words):
+    """Return what runs the tests of a place with the root's conftest, and how."""
+    shutil.copy(ROOT / "conftest.py", place)
+    words = [sys.executable, "-m", "pytest", "--rootdir", str(place), "-p", "no:cacheprovider", *words, "."]
+    return words, {
+        "cwd": place,
+        "env": {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+    }
+
+
+def test_the_cases_of_a_file_with_a_dear_fixture_run_in_one_worker_and_others_in_any(tmp_path):
+    files = together()
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    kept, spread = tmp_path / files[-1], tmp_path / "tests" / "test_others.py"
+    kept.parent.mkdir(parents=True)
+    for file in (kept, spread):
+        file.write_text(WHO)
+    words, where = command(tmp_path, "-n2", "--import-mode=importlib")
+    done = subprocess.run(words, **where, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    one, others = (file.with_suffix(".workers").read_text().split() for file in (kept, spread))
+    assert (len(one), len(others), len({*one})) == (12, 12, 1)
+    assert {*others} - {*one}, "what could run beside waited"
+
 
 @pytest.mark.parametrize(
     ("words", "workers", "send"),
@@ -48,15 +92,11 @@ def test_waits(server, number):
     ids=["one process", "the first of several", "all of several"],
 )
 def test_a_run_ended_by_sigterm_clears_up_as_after_ctrl_c(tmp_path, words, workers, send):
-    shutil.copy(ROOT / "conftest.py", tmp_path)
     (tmp_path / "test_waiting.py").write_text(WAITING)
+    words, where = command(tmp_path, *words)
     output = tmp_path / "output"
     with output.open("wb") as file:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "--rootdir", str(tmp_path), "-p", "no:cacheprovider", *words, "."],
-            cwd=tmp_path, start_new_session=True, stdout=file, stderr=file,
-            env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-        )  # fmt: skip
+        run = subprocess.Popen(words, **where, start_new_session=True, stdout=file, stderr=file)
     try:
         deadline = time.monotonic() + 60
         while len([*tmp_path.glob("started-*")]) < workers:
@@ -72,6 +112,6 @@ def test_a_run_ended_by_sigterm_clears_up_as_after_ctrl_c(tmp_path, words, worke
         with pytest.raises(ProcessLookupError):
             os.killpg(run.pid, 0)
     finally:
-        if run.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
+        run.wait()

@@ -19,8 +19,6 @@ from transom_conformance.network import ip_batch
 from transom_network_overlay.examples import CLIENTS, PEERS, await_etcd, start, stop
 from transom_test_runner import Transom
 
-pytestmark = pytest.mark.xdist_group("overlay-hosts")
-
 NAMES = ("north", "east", "west")
 SERVE = "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"
 GET = ("busybox", "timeout", "5", "busybox", "wget", "-q", "-O", "-")  # its own -T crashes

@@ -13,8 +13,6 @@ import pytest
 RUN = Path(__file__).parent / "vm" / "run.py"
 KERNEL = "/usr/bin/linux.uml"
 
-pytestmark = [pytest.mark.xdist_group("guests")]
-
 CASES = """
 import os, pathlib, time
 

@@ -18,8 +18,6 @@ from transom.services.netns import inside
 from transom_network_overlay import OverlayOptions, encryption
 from transom_network_overlay.etcd import delete
 
-pytestmark = pytest.mark.xdist_group("overlay")
-
 LACKING = encryption.missing(4)
 ipsec = pytest.mark.skipif(bool(LACKING), reason=f"the kernel lacks {LACKING}")
 SECRET = OverlayOptions(encrypted="")

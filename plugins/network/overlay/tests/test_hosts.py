@@ -20,8 +20,6 @@ from transom_network_overlay import OverlayOptions, following
 from transom_network_overlay.examples import await_etcd
 from transom_network_overlay.store import Store
 
-pytestmark = pytest.mark.xdist_group("overlay")
-
 
 def test_all_reach_all_by_both_families_and_nothing_is_flooded(world):
     """K10, K12: three hosts, six containers; an address that nobody has is asked for as well."""
