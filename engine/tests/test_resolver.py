@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from transom.errors import DriverError
 from transom.services.netns import create, inside, loopback_up
-from transom_engine.bundle import resolv_conf
+from transom_engine.networks.files import resolv_conf
 from transom_engine.resolver.questions import Question
 from transom_engine.resolver.serving import Resolver
 
@@ -810,6 +810,103 @@ def test_resolv_conf_names_the_resolver_and_keeps_search_and_options():
     given["options"] = ["ndots:2"]
     assert resolv_conf(host, **given, embedded=True).endswith("options ndots:2\n")
     assert "127.0.0.11" not in resolv_conf(host, **given)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("domain example.org\n", "search example.org\n"),
+        ("search one.org\ndomain two.org\n", "search two.org\n"),
+        ("options timeout:1\noptions attempts:1 rotate\n", "options timeout:1 attempts:1 rotate\n"),
+        ("# nameserver 10.0.0.9\n; search no.org\nsortlist 10.0.0.0\n", ""),
+        ("nameserver 127.0.0.1\nnameserver ::1\nnameserver 10.0.0.1 fd00::1\n", "nameserver 10.0.0.1\n"),
+    ],
+)
+def test_the_hosts_resolv_conf_is_read_as_its_manual_says(host, expected):
+    text = resolv_conf(host, servers=[], search=[], options=[], host_network=False)
+    assert text.replace("nameserver 8.8.8.8\nnameserver 8.8.4.4\n", "") == expected
+
+
+def test_what_the_user_asks_for_takes_the_place_of_the_hosts():
+    host = "nameserver 10.0.0.1\nsearch example.org\noptions timeout:1\n"
+    asked = {"servers": ["10.0.0.2", "fd00::2"], "search": ["a.org", "b.org"], "options": ["rotate"]}
+    mine = "nameserver 10.0.0.2\nnameserver fd00::2\nsearch a.org b.org\noptions rotate\n"
+    assert resolv_conf(host, **asked, host_network=False) == resolv_conf(host, **asked, host_network=True) == mine
+    assert "search" not in resolv_conf(host, **{**asked, "search": ["."]}, host_network=False)
+
+
+def test_behind_the_stub_of_systemd_resolved_are_the_servers_that_a_container_can_reach(transom, tmp_path):
+    (tmp_path / "stub").write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch example.org\n")
+    (tmp_path / "behind").write_text("nameserver 192.0.2.53\nsearch example.org\n")
+    move = (
+        "mkdir -p /run/systemd && mount -t tmpfs tmpfs /run/systemd && mkdir /run/systemd/resolve &&"
+        f" cp {tmp_path}/behind /run/systemd/resolve/resolv.conf && mount --bind {tmp_path}/stub /etc/resolv.conf &&"
+        ' exec "$@"'
+    )
+    transom.program = ["unshare", "-m", "sh", "-ec", move, "-", *transom.program]
+    seen = {
+        network: transom("run", "--rm", "--network", network, "busybox", "cat", "/etc/resolv.conf")
+        for network in ("bridge", "host")
+    }
+    assert seen["bridge"] == "nameserver 192.0.2.53\nsearch example.org"
+    assert seen["host"].startswith("nameserver 127.0.0.53\n")
+
+
+def test_what_a_user_has_written_in_resolv_conf_stays_while_the_container_runs(transom, mesh):
+    transom.detached("--name", "web", network="bridge")
+    transom("exec", "web", "sh", "-c", "echo nameserver 192.0.2.1 > /etc/resolv.conf")
+    transom("network", "connect", mesh, "web")
+    assert transom("exec", "web", "cat", "/etc/resolv.conf") == "nameserver 192.0.2.1"
+    transom("restart", "-t", "0", "web")
+    assert "nameserver 127.0.0.11\n" in transom("exec", "web", "cat", "/etc/resolv.conf")
+
+
+# hosts
+
+
+def test_the_hosts_file_has_the_containers_own_name_on_each_network_while_it_is_there(transom, mesh):
+    transom.detached("--name", "web", "--hostname", "shop", "--domainname", "example.org", network="bridge")
+
+    def lines():
+        return transom("exec", "web", "cat", "/etc/hosts").splitlines()
+
+    first = f"{address(transom, 'web', 'bridge')}\tshop.example.org shop"
+    assert lines()[-1] == first
+    transom("exec", "web", "sh", "-c", "printf '192.0.2.1\\tmine' >> /etc/hosts")  # without an end of the line
+    transom("network", "connect", mesh, "web")
+    second = f"{address(transom, 'web')}\tshop.example.org shop"
+    assert lines()[-3:] == [first, "192.0.2.1\tmine", second]
+    transom("network", "disconnect", "bridge", "web")
+    assert lines()[-2:] == ["192.0.2.1\tmine", second]
+    assert first not in lines()
+    assert transom("exec", "web", "hostname", "-i").split() == [address(transom, "web")]
+
+
+def test_the_hosts_file_has_no_ipv6_where_the_container_has_none(transom):
+    for value, ours in (("1", 0), ("0", 5)):
+        setting = f"net.ipv6.conf.all.disable_ipv6={value}"
+        text = transom("run", "--rm", "--network", "bridge", "--sysctl", setting, "busybox", "cat", "/etc/hosts")
+        assert sum(":" in line for line in text.splitlines()) == ours
+
+
+def test_host_gateway_is_the_networks_gateway_or_what_the_config_says(transom, tmp_path):
+    transom("network", "create", "--subnet", "10.254.6.0/24", "four")
+    transom("network", "create", "--ipv4=false", "--ipv6", "--subnet", "fd00:6::/64", "six")
+    config = tmp_path / "daemon.json"
+    config.write_text('{"host-gateway-ips": ["192.0.2.9", "fd00::9"]}')
+    words = ("--add-host", "me:host-gateway", "--add-host", "printer=192.0.2.7", "busybox", "cat", "/etc/hosts")
+
+    def found(*options, network):
+        text = transom(*options, "run", "--rm", "--network", network, *words)
+        return [line.partition("\t")[0] for line in text.splitlines() if line.endswith("\tme")]
+
+    assert found(network="four") == ["10.254.6.1"]
+    assert found(network="six") == ["fd00:6::1"]
+    assert found("--config", config, network="four") == ["192.0.2.9", "fd00::9"]
+    assert "192.0.2.7\tprinter" in transom("run", "--rm", "--network", "host", *words[2:])
+    assert transom.fails("run", "--network", "none", *words, code=125) == (
+        "--add-host me:host-gateway: the container's networks have no gateway; write an address"
+    )
 
 
 def test_a_container_of_the_default_network_keeps_the_hosts_servers(transom):

@@ -157,6 +157,7 @@ class Supervisor:
         self.watchers: Watchers | None = None
         self.netns = -1
         self.learned: tuple[list[str], list[str]] = [], []
+        self.resolv_conf = ""
         self.kill_at = 0.0
         self.restart_at = 0.0
         self.backoff = Backoff()
@@ -239,6 +240,7 @@ class Supervisor:
                 proc=f"/proc/{os.getpid()}/fd/{self.host_proc}",
                 terminal=(self.attach.rows, self.attach.columns) if self.attach else (0, 0),
             )  # fmt: skip
+            self.resolv_conf = _slurp(str(self.engine.container_dir(self.id) / "resolv.conf"))
             self.undo.append(self.recording.close)
             self.recording.open(container)
             self._go(container, launch)
@@ -345,10 +347,10 @@ class Supervisor:
             self.resolver.start()
         before, self.learned = self.learned, learned(container.network_settings.networks)
         if fresh or self.learned != before:
-            from transom_engine.bundle import write_resolv_conf
+            from transom_engine.networks.files import rewrite_resolv_conf
 
             try:
-                write_resolv_conf(self.engine, container, host_network=False)
+                self.resolv_conf = rewrite_resolv_conf(self.engine, container, written=self.resolv_conf)
             except OSError as error:
                 raise DriverError("writing", driver="resolver", subject="resolv.conf", cause=error) from error
 

@@ -11,6 +11,7 @@ it runs and through restarts by its policy; `Endpoints.forget` gives them back.
     checking   what a container asks of its networks: settled, or refused
     endpoints  the places of containers: joined, left, changed while they run
     ways       default routes and published ports
+    files      hostname, hosts and resolv.conf of a container
     names      which names containers find each other by
     repair     networks put right while containers run
 """

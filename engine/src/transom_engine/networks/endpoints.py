@@ -192,6 +192,7 @@ class Endpoints:
             ConfigError: its network mode, or the network's driver, does not allow it.
         """
         from transom_engine.networks.checking import check_connectable, check_place
+        from transom_engine.networks.files import change_hosts
 
         record = self.engine.networks.for_containers(reference)
         with self.engine.lock(container.id):
@@ -213,6 +214,7 @@ class Endpoints:
                         with self.engine.state.changing(container.id) as kept:
                             kept.network_settings.networks.pop(record.name, None)
                         raise
+                change_hosts(self.engine, container, joined=place)
             with self.engine.state.changing(container.id) as kept:
                 self.note(container, kept, record.name)
         if container.state.pid:
@@ -240,6 +242,8 @@ class Endpoints:
 
         A network that has been removed since is one that a container can be taken off, too.
         """
+        from transom_engine.networks.files import change_hosts
+
         gone = not self.engine.networks.driver_of(reference) and reference in container.network_settings.networks
         record = None if gone else self.engine.networks.get(reference)
         name = record.name if record else reference
@@ -261,6 +265,7 @@ class Endpoints:
             if container.state.pid:
                 with netns_of(container) as netns:
                     move_ways_out(self.engine, container, before, netns)
+                change_hosts(self.engine, container, left=place)
             with self.engine.state.changing(container.id) as kept:
                 kept.network_settings.networks.pop(name, None)
                 self.note(container, kept)

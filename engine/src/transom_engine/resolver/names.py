@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from transom_engine.bundle import RESOLVER
 from transom_engine.model import EndpointSettings, Pascal, learned
+from transom_engine.networks.files import RESOLVER
 from transom_engine.networks.model import NetworkRecord
 from transom_engine.networks.names import has_names, looks_up
 from transom_engine.state import State

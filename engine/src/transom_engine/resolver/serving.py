@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from transom.errors import DriverError
 from transom.services.netns import inside
-from transom_engine.bundle import PUBLIC_SERVERS, RESOLVER
+from transom_engine.networks.files import PUBLIC_SERVERS, RESOLVER
 from transom_engine.networks.names import lookup
 from transom_engine.resolver.forwarding import Forwarder, receive
 from transom_engine.resolver.names import Names, canonical
