@@ -3,6 +3,7 @@
 import io
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -153,6 +154,21 @@ def test_a_key_that_a_dead_process_left_unfinished_can_be_had_again(layers):
     assert not layers.exists("top")
     assert layers.prepare("top", None).id != first.id
     assert first.id not in layers.driver.owned()
+
+
+def test_a_layer_that_is_made_whole_while_another_asks_for_its_key_is_not_taken_for_a_dead_ones(layers, monkeypatch):
+    first = layers.prepare("top", None)
+    with closing(sqlite3.connect(layers._path, isolation_level=None)) as db:
+        db.execute("UPDATE layer SET state = 'preparing' WHERE id = ?", (first.id,))
+
+        def clear(shared, id, clear=layers._clear):
+            db.execute("UPDATE layer SET state = 'active' WHERE id = ?", (id,))  # its maker ends at this moment
+            return clear(shared, id)
+
+        monkeypatch.setattr(layers, "_clear", clear)
+        assert "top" in refused(Conflict, layers.prepare, "top", None)
+    assert layers.stat("top").id == first.id
+    assert layers.driver.owned() == {first.id}
 
 
 def test_what_the_kernel_refuses_names_driver_and_place(layers, monkeypatch):

@@ -496,11 +496,11 @@ class Snapshots:
             self._connection = None
 
     def _clear(self, shared: Lock, id: str) -> bool:
-        """Clear one unfinished row away if no other process is at work; say whether it is gone."""
+        """Clear one row away that is unfinished though no other process is at work; say whether it is gone."""
         shared.release()
         alone = Lock(self._lock_path)
         try:
-            if not alone.acquire(wait=False):
+            if not alone.acquire(wait=False) or self._by_id(id):  # whole: its maker ended a moment ago
                 return False
             self._drop(id)
             return True
