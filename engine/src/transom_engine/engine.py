@@ -189,6 +189,9 @@ class Engine:
         """Return a network driver."""
         if name not in self._networks:
             options, where = self.config.options("network", name)
+            known = self.drivers.load("network", name).Options.__struct_encode_fields__
+            if not self.config.ip_forward and "ip-forward" in known:
+                options = {"ip-forward": "false"} | options
             self._networks[name] = self.drivers.network(name, options, where=where)
         return self._networks[name]
 

@@ -13,6 +13,9 @@ from transom_engine.networks.model import DEFAULT, NetworkRecord
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
 
+HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
+"""The option by which a network says where its ports are published."""
+
 
 def network_of(engine: Engine, record: NetworkRecord) -> Network:
     """Describe a network to its driver."""

@@ -91,7 +91,7 @@ class Endpoints:
         container.network_settings.ports = dict.fromkeys(container.config.exposed_ports)
         # Where there is no way out the driver says why nothing can be published.
         ways = ways_out(container) or dict.fromkeys((4, 6), next(iter(places), ""))
-        publish(self.engine, container, ways, tuple(ports_of(self.engine, container)))
+        publish(self.engine, container, ways, tuple(ports_of(container)))
 
     def note(self, container: Container, record: Container, *joined: str) -> None:
         """Copy to a record what `container` has got on its networks and where its ports are.

@@ -10,10 +10,11 @@ import msgspec
 from transom.contract.network import NetworkCapability, Port
 from transom.errors import DriverError
 from transom_engine.model import Container, PortBinding
-from transom_engine.networks.contracts import bound, endpoint_of, family, network_of, ways_out
+from transom_engine.networks.contracts import HOST_BINDING, bound, endpoint_of, family, network_of, ways_out
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
+    from transom_engine.networks.model import NetworkRecord
 
 _EVERYWHERE = {4: "0.0.0.0", 6: "::"}
 """Every address of a family."""
@@ -34,17 +35,16 @@ def route(container: Container, netns: int) -> None:
         raise DriverError("route", driver="networks", subject=container.name, cause=error) from error
 
 
-def ports_of(engine: Engine, container: Container) -> Iterator[Port]:
+def ports_of(container: Container) -> Iterator[Port]:
     """Yield the ports that the container asks to be published."""
     host = container.host_config
     for key, bindings in host.port_bindings.items():
         number, _, protocol = key.partition("/")
         for binding in bindings:
             first, _, last = binding.host_port.partition("-")
-            address = binding.host_ip or ("" if engine.config.ip == "0.0.0.0" else engine.config.ip)
             yield Port(
                 container=int(number), protocol=protocol or "tcp", host=int(first or 0), host_end=int(last or 0),
-                address=address,
+                address=binding.host_ip,
             )  # fmt: skip
     if host.publish_all_ports:
         for key in container.config.exposed_ports:
@@ -62,10 +62,14 @@ def publish(engine: Engine, container: Container, ways: dict[int, str], ports: t
     for name in dict.fromkeys(ways.values()):
         families = {number for number, way in ways.items() if way == name}
         one_way = len(set(ways.values())) == 1
-        wanted = [p for p in ports if one_way or not p.address or family(p.address) in families]
-        if not name or not wanted:
+        if not name:
             continue
         record, place = engine.networks.get(name), settings.networks[name]
+        bare = default_address(engine, record)
+        located = [msgspec.structs.replace(port, address=port.address or bare) for port in ports]
+        wanted = [p for p in located if one_way or not p.address or family(p.address) in families]
+        if not wanted:
+            continue
         driver = engine.network_driver(record.driver)
         if NetworkCapability.PUBLISH not in driver.capabilities:
             continue  # Docker's word: published ports are discarded when using host network mode
@@ -76,6 +80,11 @@ def publish(engine: Engine, container: Container, ways: dict[int, str], ports: t
             key = f"{port.container}/{port.protocol}"
             listed = settings.ports.get(key) or []
             settings.ports[key] = [*listed, PortBinding(host_ip=port.address, host_port=str(port.host))]
+
+
+def default_address(engine: Engine, record: NetworkRecord) -> str:
+    """Return where ports are published for which no address is named: the config's, if the network has none itself."""
+    return "" if engine.config.ip == "0.0.0.0" or HOST_BINDING in record.options else engine.config.ip
 
 
 def move_ways_out(engine: Engine, container: Container, before: dict[int, str], netns: int) -> None:
@@ -93,7 +102,9 @@ def move_ways_out(engine: Engine, container: Container, before: dict[int, str], 
         if NetworkCapability.PUBLISH in driver.capabilities:
             place = container.network_settings.networks[name]
             driver.unpublish(network=network_of(engine, record), endpoint=endpoint_of(engine, container, record, place))
-    publish_again(engine, container, after, gained=_gained(engine, container, {*after} - {*before}))
+    publish_again(
+        engine, container, after, gained=_gained(engine, container, {n: after[n] for n in {*after} - {*before}})
+    )
 
 
 def publish_again(engine: Engine, container: Container, ways: dict[int, str], *, gained: Collection[Port] = ()) -> None:
@@ -107,10 +118,12 @@ def publish_again(engine: Engine, container: Container, ways: dict[int, str], *,
     publish(engine, container, ways, (*again, *gained))
 
 
-def _gained(engine: Engine, container: Container, families: set[int]) -> Collection[Port]:
+def _gained(engine: Engine, container: Container, families: dict[int, str]) -> Collection[Port]:
     """Return the ports asked for, as far as they are in those families; at every address: where the other has them."""
     found: dict[Port, None] = {}
-    for port in ports_of(engine, container) if families else ():
+    bare = default_address(engine, engine.networks.get(families[min(families)])) if families else ""
+    for asked in ports_of(container) if families else ():
+        port = msgspec.structs.replace(asked, address=asked.address or bare)
         twins = [p for p in bound(container) if (p.container, p.protocol) == (port.container, port.protocol)]
         everywhere = [p for p in twins if p.address in _EVERYWHERE.values()]
         if port.address:

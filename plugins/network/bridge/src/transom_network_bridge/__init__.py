@@ -39,6 +39,7 @@ from transom_network_bridge.guard import Guard
 from transom_network_bridge.options import (
     DOCS,
     BridgeOptions,
+    DriverOptions,
     bridge_addresses,
     bridge_name,
     check_modes,
@@ -71,6 +72,7 @@ class Bridge(NetworkDriver):
             NetworkCapability.ANTISPOOF,
         }
     )
+    Options = DriverOptions
     NetworkOptions = BridgeOptions
     EndpointOptions = InterfaceOptions
     option_docs: ClassVar[dict[str, str]] = DOCS
@@ -182,7 +184,7 @@ class Bridge(NetworkDriver):
         wanted |= {Element("trusted", pack_name(i) + packed, comment=owner) for i in options.trusted_interfaces}
         present = set(firewall.elements(owner=owner))
         firewall.change(add=list(wanted - present), remove=list(present - wanted))
-        if network.internal:
+        if network.internal or not self.options.ip_forward:
             return
         for family, key in {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}.items():
             if has_family(network, family) and read_setting(key) == "0":
@@ -373,9 +375,10 @@ class Bridge(NetworkDriver):
         if options_of(network).antispoof and not Guard().current():
             yield f"nftables table bridge {TABLE} is missing: containers can pose as each other"
         if not network.internal:
-            if has_family(network, 4) and read_setting("ipv4/ip_forward") == "0":
+            told = self.options.ip_forward
+            if told and has_family(network, 4) and read_setting("ipv4/ip_forward") == "0":
                 yield "IPv4 forwarding is off (net.ipv4.ip_forward)"
-            if has_family(network, 6) and read_setting("ipv6/conf/all/forwarding") == "0":
+            if told and has_family(network, 6) and read_setting("ipv6/conf/all/forwarding") == "0":
                 yield "IPv6 forwarding is off (net.ipv6.conf.all.forwarding)"
             if read_setting(f"ipv4/conf/{name}/route_localnet") == "0":
                 yield f"ports published at 127.0.0.1 are off (net.ipv4.conf.{name}.route_localnet)"

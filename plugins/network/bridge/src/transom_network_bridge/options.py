@@ -16,6 +16,12 @@ _INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 Mode = Literal["nat", "nat-unprotected", "routed", "isolated"]
 
 
+class DriverOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab", kw_only=True):
+    """What ``driver-opts`` in the config accepts; Docker's key ``ip-forward`` says the same."""
+
+    ip_forward: bool = True
+
+
 class BridgeOptions(AnnouncingOptions, frozen=True, kw_only=True):
     """What ``network create --opt`` accepts: Docker's names (docs.docker.com, bridge network driver)."""
 
@@ -66,6 +72,7 @@ class BridgeOptions(AnnouncingOptions, frozen=True, kw_only=True):
 
 
 DOCS = {
+    "ip-forward": "Whether the host is made to forward packets while there are networks; off, it is left as it is.",
     "com.docker.network.bridge.gateway_mode_ipv4": "How IPv4 leads out and in: by translation, routed, or not at all.",
     "com.docker.network.bridge.gateway_mode_ipv6": "The same for IPv6.",
     "com.docker.network.bridge.inhibit_ipv4": "Leave the IPv4 gateway's address to something else on the network.",
