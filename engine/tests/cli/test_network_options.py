@@ -10,6 +10,7 @@ import click
 import pytest
 
 from transom.services.netns import inside
+from transom_conformance.network import ip_batch
 from transom_conformance.network.frames import watch
 from transom_engine.cli import cli
 from transom_engine.cli.booleans import spelled_out
@@ -256,3 +257,35 @@ def test_what_is_said_twice_of_a_place_is_refused(transom, words, both):
     assert transom.fails("run", *words, "busybox", "true", code=125) == (
         f"conflicting options: {both} and what --network says of net: leave one out"
     )
+
+
+# What is reached from outside
+
+
+def test_exposed_lists_every_way_in_and_no_other(transom):
+    inside(transom.netns, ip_batch, "link add up0 type veth peer name up1", "link set up0 up", "link set up1 up")
+    mode, trusted = "com.docker.network.bridge.gateway_mode_ipv4", "com.docker.network.bridge.trusted_host_interfaces"
+    for number, (name, words) in enumerate({
+        "inner": ["--internal"],
+        "lan": ["-d", "macvlan", "-o", "parent=up0"],
+        "open": ["-o", f"{mode}=nat-unprotected"],
+        "routed": ["-o", f"{mode}=routed"],
+        "trusting": ["-o", f"{trusted}=up0"],
+    }.items()):  # fmt: skip
+        transom("network", "create", "--subnet", f"10.7{number}.0.0/24", *words, name)
+    transom.detached("--name", "web", "-p", "8080:80", "-p", "127.0.0.1:8081:81", "-p", "127.0.0.2:53:53/udp",
+                     network="bridge")  # fmt: skip
+    for network in ("inner", "lan", "open", "routed", "trusting", "host", "none"):
+        ports = ["-p", "9090:90"] if network == "routed" else []
+        transom.detached("--name", f"on-{network}", *ports, network=network)
+    form = "{{.Address}} {{.Port}} {{.Container}} {{.Target}} {{.Network}} {{.Reason}}"
+    assert sorted(transom("network", "exposed", "--format", form).splitlines()) == sorted([
+        "0.0.0.0 8080/tcp web 80/tcp bridge published",
+        "0.0.0.0 all on-host all host host",
+        "10.71.0.2 all on-lan all lan neighbour",
+        "10.72.0.2 all on-open all open routed",
+        "10.73.0.2 90/tcp on-routed 90/tcp routed routed",
+        "10.74.0.2 all on-trusting all trusting trusted",
+    ])  # fmt: skip
+    transom("rm", "-f", *(f"on-{name}" for name in ("lan", "open", "routed", "trusting", "host")), "web")
+    assert transom("network", "exposed").split() == ["ADDRESS", "PORT", "CONTAINER", "TARGET", "NETWORK", "REASON"]

@@ -224,6 +224,23 @@ def inspect_command(session: Session, /, names: tuple[str, ...], format: str, ve
     return show(session, names, kind="network", format=format)
 
 
+@network_command.command("exposed")
+@click.option("--format", "format", default="", help="Format output using a Go template, 'table TEMPLATE' or json")
+@pass_session
+def exposed_command(session: Session, /, format: str) -> None:
+    """List what of running containers is reached from outside this host.
+
+    Published ports that are not at a loopback address; containers on the host's own network; those that are neighbours
+    on the network of an interface; those that a route leads to.
+    """
+    from transom_engine.cli.tables import render
+    from transom_engine.networks.exposure import Exposure, exposed
+
+    headings = {field.title(): field.upper() for field in Exposure.__struct_fields__}
+    rows = [{name: getattr(way, name.lower()) for name in headings} for way in exposed(session.engine)]
+    print(render(rows, headings=headings, columns=tuple(headings), format=format), end="")
+
+
 @network_command.command("connect")
 @click.option("--ip", default="", help="IPv4 address (e.g., 172.30.100.104)")
 @click.option("--ip6", default="", help="IPv6 address (e.g., 2001:db8::33)")

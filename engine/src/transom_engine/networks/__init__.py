@@ -14,4 +14,5 @@ it runs and through restarts by its policy; `Endpoints.forget` gives them back.
     files      hostname, hosts and resolv.conf of a container
     names      which names containers find each other by
     repair     networks put right while containers run
+    exposure   what of containers is reached from outside this host
 """
