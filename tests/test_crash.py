@@ -214,6 +214,21 @@ def test_commands_that_wait_on_a_killed_supervisor_end(world):
     check(world)
 
 
+def test_wait_tells_the_exit_code_of_a_crash_that_another_command_is_recording(world):
+    id = world.transom(*RUN, *SLEEP)
+    engine = world.transom.engine()
+    try:
+        with engine.lock(id):
+            os.kill(shim(world), signal.SIGKILL)
+            waiting = world.transom.popen("wait", "box")
+            with pytest.raises(subprocess.TimeoutExpired):
+                waiting.wait(timeout=1)
+        assert waiting.communicate(timeout=30) == (b"137\n", b"")
+    finally:
+        engine.close()
+    check(world)
+
+
 def test_a_container_that_is_removed_when_it_ends_is_removed_after_a_crash_too(world):
     world.transom("run", "-d", "--rm", "--name", "box", "-v", "/data", *SLEEP)
     os.kill(shim(world), signal.SIGKILL)

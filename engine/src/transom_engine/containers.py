@@ -352,7 +352,10 @@ class Containers:
         """Return the recorded exit code of a container that has ended, however it did."""
         try:
             self._wait_for_supervisor(id)
-            return self.get(id).state.exit_code
+            while (container := self.get(id)).state.status in RUNNING and not self.alive(id):
+                with self.engine.lock(id):  # whoever has it may be recording the death at this moment
+                    pass
+            return container.state.exit_code
         except NotFound:  # it was removed when it ended: the event tells how
             deaths = [e for e in self.engine.state.events() if e.id == id and e.action == "die"]
             return int(deaths[-1].attributes["exitCode"]) if deaths else KILLED
