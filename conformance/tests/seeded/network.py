@@ -118,6 +118,27 @@ class PublishesEverywhere(Bridge):
         return super().publish(network, endpoint, tuple(replace(port, address="") for port in ports))
 
 
+def firewall(rule):
+    """Add to the bridge's rules."""
+    subprocess.run(["nft", *rule.split()], capture_output=True, check=True)
+
+
+@found_by("test_a_published_port_is_reached_from_everywhere")
+class ForgetsOneLoopback(Bridge):
+    def publish(self, network, endpoint, ports):
+        bound = super().publish(network, endpoint, ports)
+        firewall("flush set inet transom loopback6")
+        return bound
+
+
+@found_by("test_a_published_port_is_reached_from_everywhere")
+class HidesTheClient(Bridge):
+    def publish(self, network, endpoint, ports):
+        bound = super().publish(network, endpoint, ports)
+        firewall("insert rule inet transom postrouting masquerade")
+        return bound
+
+
 @found_by("test_publishing_again_replaces_and_withdrawing_ends_it")
 class KeepsPortsPublished(Bridge):
     def unpublish(self, network, endpoint):

@@ -404,6 +404,21 @@ def test_ports_are_said_to_be_published_in_vain_on_the_host(transom):
     assert done.err == "WARNING: published ports are discarded: network host does not publish any\n"
 
 
+def test_published_ports_answer_at_both_loopbacks(transom):
+    transom("network", "create", "--ipv6", "both")
+    words = ["--network", "both", "-p", "8080:80", "-p", "[::1]:8081:80"]
+    transom("run", "-d", "--name", "app", *words, "busybox", "httpd", "-f")
+    assert transom("port", "app").splitlines() == [
+        "80/tcp -> 0.0.0.0:8080", "80/tcp -> [::]:8080", "80/tcp -> [::1]:8081"
+    ]  # fmt: skip
+    for place in (("127.0.0.1", 8080), ("::1", 8080), ("::1", 8081)):
+        with inside(transom.netns, socket.create_connection, place, timeout=60) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b" 404 " in client.recv(99)
+    with pytest.raises(ConnectionRefusedError):
+        inside(transom.netns, socket.create_connection, ("127.0.0.1", 8081), timeout=60)
+
+
 # Another container's network
 
 

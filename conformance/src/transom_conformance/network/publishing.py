@@ -22,6 +22,8 @@ from transom_conformance.network.site import (
     UDP,
     Has,
     Site,
+    gateway_of,
+    hears,
     ip_batch,
     listen,
     loopback_routable,
@@ -40,22 +42,36 @@ class Publishing(NetworkCases):
 
     @requires(Has.PUBLISH)
     @pytest.mark.parametrize("kind", [TCP, UDP])
-    def test_a_published_port_is_reached_from_everywhere(self, site: Site, kind: int) -> None:
-        """P2, P3: from the neighbour, the host, a sibling and the container itself; the source is kept."""
+    @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+    def test_a_published_port_is_reached_from_everywhere(self, site: Site, kind: int, ipv6: bool) -> None:
+        """P2, P3: from the neighbour, the host, its loopback, a sibling, the container itself and another network.
+
+        Who is not on the network keeps his address. A sibling, who could answer past the host, may appear as the host;
+        so must the loopback and, since it takes nothing from itself, the container.
+        """
+        host, neighbour, loopback = site.ends(ipv6=ipv6)
         network = site.network()
-        container, endpoint = site.joined(network)
-        sibling, _ = site.joined(network)
-        stranger, other = site.joined(site.network())
-        server, protocol = container.listen(kind, 80), "tcp" if kind == TCP else "udp"
+        (container, endpoint), (sibling, near) = (site.joined(network) for _ in range(2))
+        stranger, far = site.joined(site.network())
+        server, protocol = container.listen(kind, 80, "::" if ipv6 else "0.0.0.0"), "tcp" if kind == TCP else "udp"
         ports = (Port(container=80, host=8080, protocol=protocol),)
         bound = site.driver.publish(network=network, endpoint=endpoint, ports=ports)
-        assert Port(container=80, host=8080, protocol=protocol, address="0.0.0.0") in bound
-        assert talk(site.neighbour, server, HOST, 8080) == NEIGHBOUR
-        assert talk(site.host, server, HOST, 8080) == HOST
-        assert talk(stranger.netns, server, HOST, 8080) == plain(other)
-        talk(site.host, server, "127.0.0.1", 8080)
-        talk(sibling.netns, server, HOST, 8080)
-        talk(container.netns, server, HOST, 8080)
+        assert Port(container=80, host=8080, protocol=protocol, address="::" if ipv6 else "0.0.0.0") in bound
+        gateway = gateway_of(network, ipv6=ipv6)
+        own = {host, gateway}
+        for netns, address, sources in (
+            (site.neighbour, host, {neighbour}),
+            (site.host, host, {host}),
+            (site.host, gateway, {gateway}),
+            (site.host, loopback, own),
+            (stranger.netns, host, {plain(far, ipv6=ipv6)}),
+            (stranger.netns, gateway, {plain(far, ipv6=ipv6)}),
+            (sibling.netns, host, {plain(near, ipv6=ipv6), *own}),
+            (sibling.netns, gateway, {plain(near, ipv6=ipv6), *own}),
+            (container.netns, host, own),
+            (container.netns, gateway, own),
+        ):
+            assert talk(netns, server, address, 8080) in sources
 
     @requires(Has.PUBLISH, Has.IPV6)
     def test_a_published_port_is_reached_by_ipv6(self, site: Site) -> None:
@@ -83,24 +99,34 @@ class Publishing(NetworkCases):
         assert unreachable(site.neighbour, server, plain(endpoint), 80)
 
     @requires(Has.PUBLISH)
-    def test_a_port_published_at_loopback_is_the_hosts_alone(self, site: Site) -> None:
-        """I5: a neighbour that sends to 127.0.0.1 by way of the host does not get there; containers do not either."""
+    @pytest.mark.parametrize("kind", [TCP, UDP])
+    @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+    def test_a_port_published_at_loopback_is_the_hosts_alone(self, site: Site, kind: int, ipv6: bool) -> None:
+        """I5: who sends to 127.0.0.1 or ::1 by way of the host does not get there: a neighbour, containers.
+
+        Nor do they get at what the host itself has there.
+        """
+        host, _, loopback = site.ends(ipv6=ipv6)
         network = site.network()
         container, endpoint = site.joined(network)
         sibling, _ = site.joined(network)
-        server = container.listen(TCP, 80)
-        port = Port(container=80, host=8080, address="127.0.0.1")
+        server = container.listen(kind, 80, "::" if ipv6 else "0.0.0.0")
+        port = Port(container=80, host=8080, address=loopback, protocol="tcp" if kind == TCP else "udp")
         assert site.driver.publish(network=network, endpoint=endpoint, ports=(port,)) == (port,)
-        talk(site.host, server, "127.0.0.1", 8080)
-        assert unreachable(site.neighbour, server, HOST, 8080)
+        assert talk(site.host, server, loopback, 8080)
+        assert unreachable(site.neighbour, server, host, 8080)
+        assert unreachable(sibling.netns, server, host, 8080)
+        own = listen(site, site.host, kind, 0, loopback)
+        gateway = gateway_of(network, ipv6=ipv6)
         for netns, device, via in (
-            (site.neighbour, "lan0", HOST),
-            (sibling.netns, "eth0", network.subnets[0].gateway),
+            (site.neighbour, "lan0", host),
+            (sibling.netns, "eth0", gateway),
+            (container.netns, "eth0", gateway),
         ):
             inside(netns, loopback_routable, device, via)
-            assert unreachable(netns, server, "127.0.0.1", 8080)
-            own = listen(site, site.host, TCP, 0, "127.0.0.1")
-            assert unreachable(netns, own, "127.0.0.1")
+            for end, number in ((server, 8080), (own, 0)):
+                assert unreachable(netns, end, loopback, number)
+                assert kind == TCP or not hears(netns, end, loopback, number)
 
     @requires(Has.PUBLISH)
     def test_a_port_in_use_is_a_conflict_that_names_it_and_nothing_is_published(self, site: Site) -> None:

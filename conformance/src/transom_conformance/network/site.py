@@ -145,6 +145,15 @@ class Site:
         """Say whether the driver declares the capability."""
         return capability in self.driver.capabilities
 
+    def ends(self, *, ipv6: bool) -> tuple[str, str, str]:
+        """Return the host's and the neighbour's address of a family, and the loopback's.
+
+        A driver without IPv6 is not asked for more: the case ends as not claimed.
+        """
+        if ipv6 and not self.has(Has.IPV6):
+            pytest.skip(f"not claimed: {self.suite.driver} does not declare ipv6")
+        return (HOST6, NEIGHBOUR6, "::1") if ipv6 else (HOST, NEIGHBOUR, "127.0.0.1")
+
     def describe(self, **fields: Any) -> Network:
         """Describe a network with subnets of its own that is not made yet."""
         number = next(self.numbers)
@@ -348,6 +357,25 @@ def unreachable(netns: int, server: socket.socket, address: str, port: int = 0) 
     return False
 
 
+def hears(netns: int, server: socket.socket, address: str, port: int = 0) -> bool:
+    """Say whether a datagram from a namespace arrives, which needs no answer to do harm."""
+    token = os.urandom(8)
+    server.settimeout(IMPATIENCE)
+    with inside(netns, socket.socket, family(address), UDP) as client:
+        try:
+            client.sendto(token, (address, port or server.getsockname()[1]))
+            while server.recv(99) != token:
+                continue
+        except OSError:
+            return False
+    return True
+
+
+def gateway_of(network: Network, *, ipv6: bool = False) -> str:
+    """Return the gateway's address of a family."""
+    return next(subnet.gateway or "" for subnet in network.subnets if (":" in subnet.pool) == ipv6)
+
+
 def plain(endpoint: Endpoint, *, ipv6: bool = False) -> str:
     """Return the endpoint's address of a family without prefix."""
     return next(a.partition("/")[0] for a in endpoint.addresses if (":" in a) == ipv6)
@@ -412,9 +440,10 @@ def persistently(send: Callable[[], object], receive: Callable[[], bytes]) -> by
     raise TimeoutError("nothing arrived")
 
 
-def loopback_routable(device: str, via: str | None) -> None:
-    """Make the thread's namespace send packets for 127.0.0.1 out of a device, as an attacker would."""
-    with open(f"/proc/sys/net/ipv4/conf/{device}/route_localnet", "w") as file:
-        file.write("1")
+def loopback_routable(device: str, via: str) -> None:
+    """Make the thread's namespace send packets for 127.0.0.1, or ::1, out of a device, as an attacker would."""
+    if ":" not in via:
+        with open(f"/proc/sys/net/ipv4/conf/{device}/route_localnet", "w") as file:
+            file.write("1")
     subprocess.run(["ip", "address", "flush", "dev", "lo"], check=True)
-    ip_batch(f"route add 127.0.0.1/32 via {via} dev {device}")
+    ip_batch(f"route add {'::1/128' if ':' in via else '127.0.0.1/32'} via {via} dev {device}")

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_network
 
@@ -26,15 +27,19 @@ from transom_conformance.network import (
     NEIGHBOUR,
     NEIGHBOUR6,
     TCP,
+    UDP,
     NetworkSuite,
     Site,
     exchange,
+    gateway_of,
     ip_batch,
+    ip_json,
     listen,
     plain,
     talk,
     unreachable,
 )
+from transom_conformance.network.frames import send
 from transom_conformance.suite import World
 from transom_network_bridge import Bridge
 from transom_network_bridge.firewall import RULES, Firewall
@@ -120,6 +125,128 @@ def test_published_ports_work_whether_frames_pass_the_firewall_or_not(site, brid
     assert talk(container.netns, server, HOST, 8080) == gateway
     assert talk(site.host, server, "127.0.0.1", 8080) == gateway
     assert talk(sibling.netns, server, plain(endpoint), 80) == plain(other)
+
+
+def test_ports_are_reached_at_the_hosts_ipv6_loopback_whether_frames_pass_the_firewall_or_not(site, bridge_nf):
+    for number, address in enumerate(("", "::1"), 8080):
+        network = site.network()
+        container, endpoint = site.joined(network)
+        six = plain(endpoint, ipv6=True)
+        tcp, udp = container.listen(TCP, 80, six), container.listen(UDP, 80, six)
+        ports = [Port(container=80, host=number, protocol=protocol, address=address) for protocol in ("tcp", "udp")]
+        bound = site.driver.publish(network=network, endpoint=endpoint, ports=tuple(ports))
+        for server in (tcp, udp):
+            assert talk(site.host, server, "::1", number) == gateway_of(network, ipv6=True)
+            assert unreachable(site.host, server, HOST6, number) is bool(address)
+        assert site.driver.check(network=network, endpoints=(msgspec.structs.replace(endpoint, ports=bound),)) == []
+
+
+def test_much_data_passes_at_the_loopback_whose_packets_are_larger_than_a_bridges(site, bridge_nf):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    bound = tuple(Port(container=80, host=8080, protocol=protocol) for protocol in ("tcp", "udp"))
+    site.driver.publish(network=network, endpoint=endpoint, ports=bound)
+    tcp, udp = container.listen(TCP, 80, "::"), container.listen(UDP, 80, "::")
+    for address in ("::1", "127.0.0.1"):
+        kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with inside(site.host, socket.socket, kind, TCP) as client:
+            client.connect((address, 8080))
+            peer, _ = tcp.accept()
+            with peer:
+                for one, other in ((client, peer), (peer, client)):
+                    one.settimeout(60)
+                    data = os.urandom(1 << 20)
+                    with ThreadPoolExecutor(1) as pool:
+                        sent = pool.submit(one.sendall, data)
+                        assert b"".join(iter(lambda n=[len(data)], o=other: take(o, n), b"")) == data
+                        sent.result()
+        with inside(site.host, socket.socket, kind, UDP) as client:
+            client.settimeout(20)
+            udp.settimeout(20)
+            client.connect((address, 8080))
+            client.send(bytes(8000))
+            data, source = udp.recvfrom(9000)
+            udp.sendto(data, source)
+            assert client.recv(9000) == bytes(8000)
+
+
+def take(sock, left):
+    """Receive some of what is `left`, a list of one number."""
+    data = sock.recv(left[0])
+    left[0] -= len(data)
+    return data
+
+
+def test_a_client_at_the_ipv6_loopback_may_have_another_address_of_the_hosts(site, bridge_nf):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    server = container.listen(TCP, 80, "::")
+    with inside(site.host, socket.create_connection, ("::1", 8080), 20, (HOST6, 0)) as client:
+        peer, source = server.accept()
+        with peer:
+            exchange(client, peer)
+            assert source[0] == HOST6
+
+
+def test_at_the_ipv6_loopback_it_is_said_too_that_nobody_listens(site, bridge_nf):
+    network = site.network()
+    _, endpoint = site.joined(network)
+    ports = tuple(Port(container=80, host=8080, protocol=protocol, address="::1") for protocol in ("tcp", "udp"))
+    site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+    with pytest.raises(ConnectionRefusedError):
+        inside(site.host, socket.create_connection, ("::1", 8080), 20)
+    with inside(site.host, socket.socket, socket.AF_INET6, UDP) as client:
+        client.settimeout(20)
+        client.connect(("::1", 8080))
+        client.send(b"x")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(9)
+
+
+def test_without_an_ipv6_address_of_the_containers_the_ipv6_loopback_is_refused_at_once(site):
+    network = site.network(subnets=(Subnet(pool="10.88.1.0/24", gateway="10.88.1.1"),))
+    container, endpoint = site.joined(network, addresses=("10.88.1.9/24",))
+    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    server = container.listen(TCP, 80)
+    with pytest.raises(ConnectionRefusedError):
+        inside(site.host, socket.create_connection, ("::1", 8080), 20)
+    assert talk(site.host, server, "127.0.0.1", 8080)
+
+
+def ipv6_datagram(source: str, destination: str, macs: tuple[str, str], port: int, data: bytes) -> bytes:
+    """Return an Ethernet frame with a UDP datagram (RFC 8200, 768)."""
+    ends = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination)
+    datagram = struct.pack("!HHHH", 999, port, 8 + len(data), 0) + data
+    words = ends + struct.pack("!II", len(datagram), 17) + datagram + bytes(len(datagram) % 2)
+    total = sum(struct.unpack(f"!{len(words) // 2}H", words))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)
+    hardware = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in macs)
+    header = hardware + struct.pack("!HIHBB", 0x86DD, 6 << 28, len(datagram), 17, 64)
+    return header + ends + datagram[:6] + checksum + datagram[8:]
+
+
+def test_frames_by_hand_open_nothing_of_the_ipv6_loopback(site, bridge_nf):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    sibling, other = site.joined(network)
+    port = Port(container=80, host=8080, protocol="udp", address="::1")
+    site.driver.publish(network=network, endpoint=endpoint, ports=(port,))
+    published = container.listen(UDP, 80, "::")
+    own = listen(site, site.host, UDP, 8081, "::")
+    gateway, mine, asking = gateway_of(network, ipv6=True), plain(other, ipv6=True), "fe80::180"
+    (bridge,) = [link for link in inside(site.host, ip_json, "link") if link["ifname"] == bridge_of(network)]
+    macs = bridge["address"], sibling.interface("eth0")["address"]
+    ends = [(source, "::1") for source in ("::1", gateway, mine, asking)]
+    ends += [("::1", destination) for destination in (gateway, asking, plain(endpoint, ipv6=True))]
+    forged = [ipv6_datagram(*pair, macs, port, b"forged") for pair in ends for port in (80, 8080, 8081)]
+    inside(sibling.netns, send, "eth0", [*forged, ipv6_datagram(mine, gateway, macs, 8081, b"honest")])
+    own.settimeout(20)
+    assert own.recvfrom(99)[0] == b"honest"
+    published.settimeout(IMPATIENCE)
+    with pytest.raises(TimeoutError):
+        published.recv(99)
 
 
 def test_isolation_that_a_setting_undid_is_reported(site):
@@ -331,8 +458,10 @@ def test_a_bridge_that_exists_is_adopted_and_kept_as_it_was(site):
     assert site.driver.owned().networks == {network.id}
     site.driver.create_network(network=network)
     site.driver.detach(network=network, endpoint=endpoint)
+    assert "fe80::180" in inside(site.host, run, "ip", "address", "show", "mine0")
     site.driver.delete_network(network=Network(id=network.id, name=""))
     assert site.census() == before
+    assert "fe80::180" not in inside(site.host, run, "ip", "address", "show", "mine0")
     assert site.driver.owned() == Owned()
 
 
@@ -416,6 +545,7 @@ TAMPERINGS = {
         "nftables table transom: chain forward has not the rules that it should have"
     ),
     "nft flush set inet transom bridges": "nftables table transom does not know bridge {bridge}",
+    "ip address delete fe80::180/128 dev {bridge}": "bridge {bridge} has lost its address fe80::180/128",
     "sysctl -qw net.ipv4.ip_forward=0": "IPv4 forwarding is off (net.ipv4.ip_forward)",
     "sysctl -qw net.ipv6.conf.all.forwarding=0": "IPv6 forwarding is off (net.ipv6.conf.all.forwarding)",
     "sysctl -qw net.ipv4.conf.{bridge}.route_localnet=0": (
@@ -445,6 +575,9 @@ def test_a_port_that_was_withdrawn_or_bent_by_hand_is_reported(site):
     inside(site.host, run, *"nft add element inet transom any4 { tcp . 8080 : 10.88.1.99 . 80 }".split())
     assert site.driver.check(network=network, endpoints=(endpoint,)) == said
     inside(site.host, run, *"nft delete element inet transom any4 { tcp . 8080 }".split())
+    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    inside(site.host, run, *"nft delete element inet transom loopback6 { tcp . 8080 }".split())
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == [said[0].replace("0.0.0.0", "::")]
 
 
 def test_what_a_killed_engine_attached_goes_away_by_itself(site):
@@ -546,8 +679,8 @@ def test_what_goes_wrong_with_ports_is_said_in_a_line(site):
             second,
             Port(container=1, host=90, address="192.0.2.7"),
         ),
-        "cannot publish at ::1: the kernel forwards nothing of the IPv6 loopback; use 127.0.0.1": (
-            second,
+        f"cannot publish at ::1: endpoint {second.id[:12]} has no address of that family": (
+            four,
             Port(container=1, host=90, address="::1"),
         ),
         "cannot publish at 'here': it is not an address": (second, Port(container=1, host=90, address="here")),
@@ -659,6 +792,7 @@ def test_sctp_passes_through_published_ports(site):
     assert talk_to(HOST, site.neighbour) == NEIGHBOUR
     assert talk_to(HOST, sibling.netns)
     assert talk_to(HOST, site.host)
+    assert talk_to("127.0.0.1", site.host)
     site.driver.unpublish(network=network, endpoint=endpoint)
     with pytest.raises(OSError):  # refused, or unanswered
         talk_to(HOST, site.neighbour)

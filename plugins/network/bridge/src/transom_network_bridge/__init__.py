@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import time
 from collections.abc import Iterator
 from typing import ClassVar
@@ -38,6 +39,7 @@ from transom_network_bridge.firewall import TABLE, Element, Firewall, pack_name
 from transom_network_bridge.guard import Guard
 from transom_network_bridge.options import (
     DOCS,
+    LOOPBACK_CLIENT,
     BridgeOptions,
     DriverOptions,
     bridge_addresses,
@@ -51,6 +53,7 @@ from transom_network_bridge.publishing import elements_of, publish, unpublished
 DRIVER = "network bridge"
 _BRPORT_STATE, _FORWARDING = 1, b"\x03"
 """IFLA_BRPORT_STATE, BR_STATE_FORWARDING (linux/if_link.h, linux/if_bridge.h)."""
+_IFA_CACHEINFO = 6
 _NFPROTO = {4: b"\x02", 6: b"\x0a"}
 
 
@@ -150,7 +153,7 @@ class Bridge(NetworkDriver):
                 write_setting(f"ipv6/conf/{name}/disable_ipv6", "0" if has_family(network, 6) else "1")
             write_setting(f"ipv4/conf/{name}/route_localnet", "0" if network.internal else "1")
             missing = bridge_addresses(network) - session.addresses(link.index).keys()
-            session.request(*(netlink.add_address(link.index, address) for address in sorted(missing)))
+            session.request(*(_add_address(link.index, address) for address in sorted(missing)))
             self._allow(network, name)
             session.request(netlink.set_up(name))
         except BaseException:
@@ -409,6 +412,14 @@ class Bridge(NetworkDriver):
     def _lock(self) -> Lock:
         self.run.mkdir(parents=True, exist_ok=True)
         return Lock(self.run / "lock")
+
+
+def _add_address(index: int, address: str) -> netlink.Message:
+    """An address of a bridge; who asks at ::1 has one that is deprecated, so that the host uses it for nothing else."""
+    kind, flags, body = netlink.add_address(index, address)
+    if address == LOOPBACK_CLIENT:
+        body += netlink.attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, 0xFFFFFFFF, 0, 0))
+    return kind, flags, body
 
 
 def _host_end(endpoint: str) -> str:

@@ -57,6 +57,7 @@ table inet transom {
   map ports6 { type inet_proto . ipv6_addr . inet_service : ipv6_addr . inet_service; }
   map any4 { type inet_proto . inet_service : ipv4_addr . inet_service; }
   map any6 { type inet_proto . inet_service : ipv6_addr . inet_service; }
+  set loopback6 { type inet_proto . inet_service; comment "ports published at ::1, among others"; }
   set open4 { type ipv4_addr . inet_proto . inet_service; comment "published ports of routed endpoints"; }
   set open6 { type ipv6_addr . inet_proto . inet_service; }
 
@@ -74,16 +75,36 @@ table inet transom {
     dnat ip6 to meta l4proto . th dport map @any6
   }
 
-  # A neighbour could address 127.0.0.1 itself: translated here it would get past the kernel's check of martians.
+  # The kernel takes no packet that bears ::1 from a bridge, not even an answer that was translated back to it. So who
+  # asks at ::1 does it as an address of the bridge, for which ::1 is put back when the answer has passed translation.
+  # The two addresses have one checksum: whatever was computed of a packet stays true.
+  chain loopback {
+    type filter hook output priority raw; policy accept;
+    ip6 saddr ::1 ip6 daddr ::1 meta l4proto . th dport @loopback6 ip6 saddr set fe80::180
+  }
+
+  chain loopback_answers {
+    type filter hook input priority 150; policy accept;
+    iifname @bridges ip6 saddr ::1 ip6 daddr fe80::180 jump to_loopback
+  }
+
+  chain to_loopback {
+    ip6 daddr set ::1
+    icmpv6 type { destination-unreachable, packet-too-big, time-exceeded } @th,128,128 set 1
+  }
+
+  # A neighbour could address a loopback itself: translated here it would get past the kernel's check of martians, which
+  # for ::1 comes earlier, but not where br_netfilter lets frames inside a bridge pass here.
   chain prerouting {
     type nat hook prerouting priority dstnat; policy accept;
     ip daddr 127.0.0.0/8 return
+    ip6 daddr ::1 return
     fib daddr type local jump published
   }
 
   chain output {
     type nat hook output priority -100; policy accept;
-    ip6 daddr ::1 return
+    ip6 saddr ::1 return
     fib daddr type local jump published
   }
 
@@ -95,6 +116,7 @@ table inet transom {
     ip saddr . ip daddr @hairpin4 ct status dnat masquerade
     ip6 saddr . ip6 daddr @hairpin6 ct status dnat masquerade
     ip saddr 127.0.0.0/8 oifname @bridges masquerade
+    ip6 saddr fe80::180 oifname @bridges masquerade
     oifname @bridges return
     meta nfproto ipv4 iifname @natted4 snat ip to iifname map @source4
     meta nfproto ipv6 iifname @natted6 snat ip6 to iifname map @source6
@@ -153,7 +175,7 @@ _CT_ORIGINAL, _CT_PROTOCOL, _CT_NUMBER, _CT_DESTINATION_PORT, _CT_ID = 1, 2, 1, 
 _PER_MESSAGE = 200  # an attribute's length is a 16-bit number
 
 PORT_MAPS = ("ports4", "ports6", "any4", "any6")
-ENDPOINT_SETS = (*PORT_MAPS, "open4", "open6", "hairpin4", "hairpin6")
+ENDPOINT_SETS = (*PORT_MAPS, "loopback6", "open4", "open6", "hairpin4", "hairpin6")
 
 
 class Element(msgspec.Struct, frozen=True):

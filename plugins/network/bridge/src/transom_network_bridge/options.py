@@ -12,6 +12,8 @@ from transom.errors import ConfigError
 from transom.services.interfaces import INTERFACE_DOCS, AnnouncingOptions, family, gateways
 
 DEFAULT_BRIDGE = "transom0"
+LOOPBACK_CLIENT = "fe80::180/128"
+"""Who asks at ::1, as the firewall's rules let it pass."""
 _INTERFACE = r"^[A-Za-z0-9_.-]{1,15}$"
 Mode = Literal["nat", "nat-unprotected", "routed", "isolated"]
 
@@ -108,14 +110,22 @@ def isolated(network: Network, address: str) -> bool:
     return options_of(network).mode(family(address)) == "isolated"
 
 
-def bridge_addresses(network: Network) -> set[str]:
-    """Return what addresses the bridge has, with prefix: the gateways', unless an option leaves them away."""
+def gateway_addresses(network: Network) -> set[str]:
+    """Return what gateways' addresses the bridge has, with prefix: all, unless an option leaves them away."""
     inhibited = options_of(network).inhibit_ipv4
     return {
         address
         for address in gateways(network)
         if not isolated(network, address) and not (inhibited and family(address) == 4)
     }
+
+
+def bridge_addresses(network: Network) -> set[str]:
+    """Return what addresses the bridge has, with prefix."""
+    found = gateway_addresses(network)
+    if not network.internal and any(family(address) == 6 for address in found):
+        found.add(LOOPBACK_CLIENT)
+    return found
 
 
 def options_of(network: Network) -> BridgeOptions:

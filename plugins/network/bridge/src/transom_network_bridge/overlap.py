@@ -8,7 +8,7 @@ from transom.contract.network import Network
 from transom.errors import Conflict
 from transom.services.ipam import overlap
 from transom.services.netlink import Route, Session
-from transom_network_bridge.options import bridge_addresses
+from transom_network_bridge.options import gateway_addresses
 
 
 def refuse(session: Session, network: Network) -> None:
@@ -20,7 +20,7 @@ def refuse(session: Session, network: Network) -> None:
     Raises:
         Conflict: naming the route and its interface.
     """
-    for own in {ip_network(address, strict=False) for address in bridge_addresses(network)}:
+    for own in {ip_network(address, strict=False) for address in gateway_addresses(network)}:
         for route in session.routes():
             block = ip_network(route.to)
             near = route.gateway is None or block.prefixlen >= own.prefixlen

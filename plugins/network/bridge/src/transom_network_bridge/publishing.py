@@ -75,7 +75,7 @@ def publish(firewall: Firewall, network: Network, endpoint: Endpoint, ports: tup
             translated = tuple(address for address in addresses if family(address) not in routed)
             bound[index] = chooser.settle(port, translated, endpoint.names[0] if endpoint.names else note)
             wanted += [_open_element(port, targets[n], note) for n in map(family, addresses) if n in routed]
-            wanted += [_port_element(port, targets, note) for port in bound[index]]
+            wanted += [e for port in bound[index] for e in _port_elements(port, targets, note)]
             wanted += [hairpin_element(targets[family(address)], note) for address in addresses]
         firewall.change(
             add=list(dict.fromkeys(e for e in wanted if e not in mine)), remove=[e for e in mine if e not in wanted]
@@ -96,8 +96,8 @@ def unpublished(firewall: Firewall, endpoint: Endpoint) -> list[Port]:
     targets = {family(address): address.partition("/")[0] for address in reversed(endpoint.addresses)}
     missing = []
     for port in endpoint.ports:
-        element = _port_element(port, targets, "")
-        if [(e.key, e.data) for e in firewall.get([element])] != [(element.key, element.data)]:
+        elements = _port_elements(port, targets, "")
+        if [(e.key, e.data) for e in firewall.get(elements)] != [(e.key, e.data) for e in elements]:
             missing.append(port)
     return missing
 
@@ -136,8 +136,6 @@ def _host_addresses(network: Network, endpoint: Endpoint, port: Port, targets: d
         except OSError:
             raise ConfigError(f"cannot publish at {port.address!r}: it is not an address") from None
         address = socket.inet_ntop(kind, packed)
-        if address == "::1":
-            raise ConfigError("cannot publish at ::1: the kernel forwards nothing of the IPv6 loopback; use 127.0.0.1")
         found = (address,) if family(address) in targets else ()
     if not found:
         raise ConfigError(
@@ -146,13 +144,16 @@ def _host_addresses(network: Network, endpoint: Endpoint, port: Port, targets: d
     return found
 
 
-def _port_element(port: Port, targets: dict[int, str], note: str) -> Element:
+def _port_elements(port: Port, targets: dict[int, str], note: str) -> list[Element]:
+    """Return the elements by which a port of the host leads to the endpoint."""
     number, packed = family(port.address), netlink.pack_address(port.address)[1]
-    anywhere = not any(packed)
-    key = pack_protocol(port.protocol) + (b"" if anywhere else packed) + pack_port(port.host)
-    target = netlink.pack_address(targets[number])[1]
+    key, anywhere = (pack_protocol(port.protocol), pack_port(port.host)), not any(packed)
+    target = netlink.pack_address(targets[number])[1] + pack_port(port.container)
     where = f"{'any' if anywhere else 'ports'}{number}"
-    return Element(where, key, data=target + pack_port(port.container), comment=note)
+    found = [Element(where, (b"" if anywhere else packed).join(key), data=target, comment=note)]
+    if port.address in {"::", "::1"}:
+        found.append(Element("loopback6", b"".join(key), comment=note))
+    return found
 
 
 def _open_element(port: Port, address: str, note: str) -> Element:
