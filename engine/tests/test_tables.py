@@ -82,7 +82,7 @@ def test_json_prints_an_object_a_line_with_sorted_keys_and_without_methods():
     lines = listed("json").splitlines()
     assert [json.loads(line)["Names"] for line in lines] == ["webapp", "redis,webapp/db"]
     assert list(json.loads(lines[0])) == ["ID", "Image", "Names", "Ports", "Status"]
-    assert listed("{{json .}}", rows=ROWS[:1]).startswith('{"ID":"4c01db0b339c","Image"')
+    assert listed("{{json .}}") == listed("json")
 
 
 def test_quiet_prints_one_value_a_line_unless_a_format_says_otherwise():

@@ -43,6 +43,8 @@ def test_a_command_that_a_driver_denies_does_nothing_and_says_why(transom, tmp_p
     assert error == "image.rmi is denied by look-only: tester may only look"
     error = transom.fails("--config", config, "network", "create", "mine", code=125)
     assert error == "network.create is denied by look-only: tester may only look"
+    error = transom.fails("--config", config, "network", "remove", "mine", code=1)
+    assert error == "network.rm is denied by look-only: tester may only look", "a second name is no other command"
     assert transom("ps", "-aq") == ""
 
 

@@ -22,5 +22,19 @@ def test_a_group_names_the_command_that_was_meant(empty_transom):
     )
 
 
+def test_list_and_remove_are_second_names_of_ls_and_rm(transom):
+    transom("network", "create", "net")
+    transom("volume", "create", "vol")
+    assert transom("network", "list", "-q", "-f", "name=net") == transom("network", "ls", "-q", "-f", "name=net")
+    assert transom("network", "remove", "net") == "net"
+    assert transom("volume", "list", "-q") == "vol"
+    assert transom("volume", "remove", "vol") == "vol"
+    assert transom("container", "list", "-aq") == ""
+    assert transom("image", "list", "-q") == transom("image", "ls", "-q")
+    assert transom.fails("network", "lss") == (
+        "no such command: network lss (did you mean ls?); see `transom network --help`"
+    )
+
+
 def test_a_group_without_a_command_shows_its_help(empty_transom):
     assert empty_transom("container").startswith("Usage: transom container ")

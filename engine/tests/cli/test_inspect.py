@@ -67,7 +67,9 @@ def test_inspect_formats(transom):
     transom("create", "--name", "second", "--network", "none", "busybox")
     template = "{{.Name}} {{.State.Status}} {{json .Args}}"
     assert transom("inspect", "-f", template, "first", "second") == '/first created ["5"]\n/second created []'
-    assert json.loads(transom("inspect", "-f", "json", "first"))["Name"] == "/first"
+    shown = transom("inspect", "-f", "json", "first", "second")
+    assert [item["Name"] for item in json.loads(shown)] == ["/first", "/second"], "a list on one line, as docker's"
+    assert "\n" not in shown
     assert transom("container", "inspect", "-f", "{{.Name}}", "first") == "/first"
     assert transom("image", "inspect", "-f", "{{index .RepoTags 0}}", "busybox") == "busybox:latest"
 

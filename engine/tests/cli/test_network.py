@@ -105,6 +105,9 @@ def test_ls_prints_docker_s_table_and_filters(net):
     assert net(*name, "-f", "driver=bridge").split() == ["bridge", "net"]
     assert net(*name, "-f", "name=^n", "-f", "driver=none") == "none"
     assert net(*name, "-f", "dangling=true") == "net"
+    assert net(*name, "-f", "") == net(*name), 'docker\'s command, too, takes "" for no filter'
+    form = "{{.Name}} {{.IPv4}} {{.IPv6}} {{.Internal}}"
+    assert net("network", "ls", "--format", form, "-f", "name=net") == "net true false false"
     id = net("network", "ls", "-q", "--no-trunc", "-f", "name=net")
     assert len(id) == 64
     assert net("network", "ls", "-q", "-f", f"id={id[:5]}") == id[:12]
@@ -156,7 +159,7 @@ def test_rm_goes_on_over_errors_and_refuses_what_is_in_use(net):
         "transom: network net has active endpoints: web; stop or disconnect them first",
         "transom: bridge is a pre-defined network and cannot be removed",
     ]
-    assert net("network", "rm", "-f", "nosuch") == "nosuch"
+    assert net("network", "rm", "-f", "nosuch") == ""
 
 
 def test_prune_leaves_networks_of_containers_even_stopped_ones(net):

@@ -8,8 +8,26 @@ import click
 
 from transom.errors import nearest
 
+_SECOND = {"list": "ls", "remove": "rm"}
+"""Docker's second names of commands."""
 
-class Group(click.Group):
+
+class Named(click.Group):
+    """A group that takes docker's second names of its commands; who judges a command hears the first one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = _SECOND.get(args[0], args[0])
+        known = self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            raise click.UsageError(
+                f"no such command: {ctx.info_name} {name}{nearest(name, known)}; see `transom {ctx.info_name} --help`"
+            )
+        return super().resolve_command(ctx, [name, *args[1:]])
+
+
+class Group(Named):
     """A group whose commands are imported when they are used.
 
     Args:
@@ -25,10 +43,7 @@ class Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._lines:
-            raise click.UsageError(
-                f"no such command: {ctx.info_name} {cmd_name}{nearest(cmd_name, self._lines)};"
-                f" see `transom {ctx.info_name} --help`"
-            )
+            return None
         module, attribute, _ = self._lines[cmd_name]
         command: click.Command = getattr(import_module(f"transom_engine.cli.{module}"), attribute)
         return command

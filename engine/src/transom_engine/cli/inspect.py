@@ -64,8 +64,7 @@ def show(session: Session, names: tuple[str, ...], *, kind: str, size: bool = Fa
         for item in found:
             print(template.render(item))
     elif format:
-        for item in found:
-            print(to_json(item))
+        print(to_json(found))
     else:
         print(msgspec.json.format(msgspec.json.encode(found), indent=4).decode())
     sys.stdout.flush()

@@ -11,6 +11,7 @@ import click
 
 from transom.errors import ConfigError, NotFound, choices
 from transom_engine.cli import Session, pass_session
+from transom_engine.cli.groups import Named
 from transom_engine.cli.words import confirmed, filters, has_labels, many, several
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from transom_engine.networks.model import IpamConfig, NetworkRecord
 
 _HEADINGS = {
-    "ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "IPv6": "IPV6", "Internal": "INTERNAL",
-    "Labels": "LABELS", "CreatedAt": "CREATED AT",
+    "ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "IPv4": "IPV4", "IPv6": "IPV6",
+    "Internal": "INTERNAL", "Labels": "LABELS", "CreatedAt": "CREATED AT",
 }  # fmt: skip
 _FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 
 
-@click.group("network")
+@click.group("network", cls=Named)
 def network_command() -> None:
     """Manage networks."""
 
@@ -169,6 +170,7 @@ def _row(record: NetworkRecord, *, full: bool) -> dict[str, Any]:
         "Name": record.name,
         "Driver": record.driver,
         "Scope": record.scope,
+        "IPv4": str(record.enable_ipv4).lower(),
         "IPv6": str(record.enable_ipv6).lower(),
         "Internal": str(record.internal).lower(),
         "Labels": ",".join(f"{key}={value}" for key, value in sorted(record.labels.items())),
@@ -297,12 +299,14 @@ def disconnect_command(session: Session, /, network: str, container: str, force:
 def rm_command(session: Session, /, names: tuple[str, ...], force: bool) -> int:
     """Remove one or more networks."""
 
-    def remove(name: str) -> None:
+    def remove(name: str) -> str:
         try:
             session.engine.networks.remove(name)
         except NotFound:
             if not force:
                 raise
+            return ""
+        return name
 
     return several(names, remove)
 

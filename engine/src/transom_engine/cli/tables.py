@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from transom_engine.cli.template import Template, to_json
+from transom_engine.cli.template import Template
 
 Row = Mapping[str, Any]
 
@@ -45,11 +45,11 @@ def render(
             return "".join(f"{row[quiet]}\n" for row in rows)
         format = "table " + "\t".join(f"{{{{.{column}}}}}" for column in columns)
     if format == "json":
-        return "".join(f"{_json(row)}\n" for row in rows)
+        format = "{{json .}}"
     table = format.startswith("table ")
     words = format.removeprefix("table").strip(" ") if table else format
     template = Template(words.replace("\\t", "\t").replace("\\n", "\n"))
-    lines = [template.render(row) for row in rows]
+    lines = [template.render({key: row[key] for key in sorted(row)}) for row in rows]
     if table:
         lines.insert(0, template.render(_Headings(headings), functions=_HEADING_FUNCTIONS))
     text = "".join(f"{line}\n" for line in lines)
@@ -72,10 +72,6 @@ def align(text: str) -> str:
             run = []
         column += 1
     return "\n".join("".join(cells) for cells in lines)
-
-
-def _json(row: Row) -> str:
-    return to_json({key: row[key] for key in sorted(row)})
 
 
 class _Headings(dict[str, Any]):

@@ -9,6 +9,7 @@ import click
 
 from transom.errors import ConfigError
 from transom_engine.cli import Session, pass_session
+from transom_engine.cli.groups import Named
 from transom_engine.cli.words import confirmed, filters, has_labels, many, several
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _HEADINGS = {
 }  # fmt: skip
 
 
-@click.group("volume")
+@click.group("volume", cls=Named)
 def volume_command() -> None:
     """Manage volumes."""
 

@@ -19,7 +19,7 @@ _AT_ONCE = 32
 
 
 def several(names: Iterable[str], act: Callable[[str], object]) -> int:
-    """Call `act` for each name and print the name, or what it returns; go on over errors, a line each.
+    """Call `act` for each name and print the name, or what it returns if that is any; go on over errors, a line each.
 
     Returns:
         the exit code: 1 when one failed, as docker's commands do.
@@ -33,7 +33,8 @@ def several(names: Iterable[str], act: Callable[[str], object]) -> int:
             print(f"transom: {error}", file=sys.stderr)
             code = 1
         else:
-            print(name if said is None else said, flush=True)
+            if said != "":
+                print(name if said is None else said, flush=True)
     return code
 
 
@@ -68,7 +69,7 @@ def filters(texts: Iterable[str], *known: str) -> dict[str, list[str]]:
         ConfigError: no such key, or none at all.
     """
     found: dict[str, list[str]] = {}
-    for text in texts:
+    for text in filter(None, texts):  # docker's command, too, takes "" for no filter: --filter "$FILTER"
         key, equals, value = text.partition("=")
         key = key.strip().lower()
         if not equals:
