@@ -76,27 +76,29 @@ def create_command(
 ) -> None:
     """Create a network."""
     from transom_engine import flags
+    from transom_engine.networks.model import ConfigFrom, IpamRecord, NetworkCreate
 
-    if ingress:
-        raise ConfigError("--ingress: there is no swarm mode, whose routing mesh it is for; leave it out")
-    for option in flags.pairs(ipam_opt, flag="--ipam-opt"):
-        raise ConfigError(f"IPAM driver {ipam_driver} has no option {option!r} (from --ipam-opt): it has no options")
-    record = session.engine.networks.create(
-        name,
+    ipam = IpamRecord(
+        driver=ipam_driver,
+        config=subnets(subnet, ip_range, gateway, flags.pairs(aux_address, flag="--aux-address")),
+        options=flags.pairs(ipam_opt, flag="--ipam-opt"),
+    )
+    wanted = NetworkCreate(
+        name=name,
         driver=driver,
-        ipam_driver=ipam_driver,
-        configs=subnets(subnet, ip_range, gateway, flags.pairs(aux_address, flag="--aux-address")),
+        scope=scope,
+        enable_ipv4=ipv4,
+        enable_ipv6=ipv6,
+        ipam=ipam,
+        internal=internal,
+        attachable=attachable,
+        ingress=ingress,
+        config_only=config_only,
+        config_from=ConfigFrom(network=config_from),
         options=flags.pairs(opt, flag="--opt", bare=True),
         labels=flags.labels(label),
-        internal=internal,
-        ipv4=ipv4,
-        ipv6=ipv6,
-        attachable=attachable,
-        scope=scope,
-        config_only=config_only,
-        config_from=config_from,
     )
-    print(record.id)
+    print(session.engine.networks.create(wanted).id)
 
 
 def subnets(

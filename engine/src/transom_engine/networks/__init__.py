@@ -5,6 +5,7 @@ Addresses come from core's IPAM unless the driver has an allocator of its own. A
 it runs and through restarts by its policy; `Endpoints.forget` gives them back.
 
     model      records of networks
+    making     what a new network is to be: checked, or refused
     records    the networks there are: made, found, listed, removed
     addresses  subnets and addresses
     contracts  records as the data that drivers are called with

@@ -11,6 +11,7 @@ from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.model import DEFAULT, NetworkRecord
 
 if TYPE_CHECKING:
+    from transom.contract.network import NetworkDriver
     from transom_engine.engine import Engine
 
 HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
@@ -95,6 +96,11 @@ def options_of(engine: Engine, driver: str, struct: type[msgspec.Struct], words:
     from transom.services.options import convert
 
     return convert(driver=engine.drivers.load("network", driver), options=words, struct=struct, where=where)
+
+
+def scope_of(driver: NetworkDriver) -> str:
+    """Return Docker's word for how far networks of a driver reach."""
+    return "global" if NetworkCapability.MULTI_HOST in driver.capabilities else "local"
 
 
 def keeps_addresses(engine: Engine, record: NetworkRecord) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 
 from transom.contract.network import Network
@@ -13,8 +15,6 @@ DEFAULT_IPAM, DHCP = "default", "dhcp"
 """Who gives addresses, in the words of ``--ipam-driver``: core's IPAM, and the option of drivers that ask a server."""
 CONFIG_ONLY = "null"
 """What stands for the driver of a network that is a configuration alone, as in Docker's lists."""
-ENABLE = {"ipv4": "com.docker.network.enable_ipv4", "ipv6": "com.docker.network.enable_ipv6"}
-"""Options of networks that are the engine's, whatever the driver: they say what the flags of those names do."""
 MEMBERS = "network-members"
 """The lock that whoever makes or joins a network shares, and whoever removes one has alone."""
 
@@ -42,12 +42,39 @@ class ConfigFrom(Pascal):
     network: str = ""
 
 
-class NetworkRecord(Pascal):
+class NetworkCreate(Pascal):
+    """What a network is to be, in the shape of the request by which Docker's API makes one.
+
+    Attributes:
+        driver: empty for the default one.
+        scope: empty, or that of the driver's networks.
+        enable_ipv4, enable_ipv6: whether it has addresses of that family; None leaves it to the options.
+        ipam: who gives the addresses: ``default``, or ``dhcp`` where the driver has an option of that name.
+        config_only: subnets, options and labels are kept for others to be made by; nothing comes on the host.
+        config_from: such a one, whose configuration the network has in place of one of its own.
+    """
+
+    name: str
+    driver: str = ""
+    scope: str = ""
+    enable_ipv4: bool | None = msgspec.field(default=None, name="EnableIPv4")
+    enable_ipv6: bool | None = msgspec.field(default=None, name="EnableIPv6")
+    ipam: IpamRecord = msgspec.field(default_factory=IpamRecord, name="IPAM")
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    config_only: bool = False
+    config_from: ConfigFrom = msgspec.field(default_factory=ConfigFrom)
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class NetworkRecord(Pascal, kw_only=True):
     """A network, in the shape of Docker's NetworkInspect."""
 
     name: str
-    id: str = msgspec.field(name="Id")
-    created: str
+    id: str = msgspec.field(name="Id", default_factory=lambda: os.urandom(32).hex())
+    created: str = msgspec.field(default_factory=now)
     driver: str
     scope: str = "local"
     enable_ipv4: bool = msgspec.field(default=True, name="EnableIPv4")
@@ -80,7 +107,7 @@ def record_of(network: Network, driver: str) -> NetworkRecord:
     from transom.services.options import words_of
 
     return NetworkRecord(
-        name=network.name, id=network.id, created=now(), driver=driver, scope="global", internal=network.internal,
+        name=network.name, id=network.id, driver=driver, scope="global", internal=network.internal,
         enable_ipv4=any(":" not in subnet.pool for subnet in network.subnets),
         enable_ipv6=any(":" in subnet.pool for subnet in network.subnets), ipam=IpamRecord(config=configs_of(network)),
         options=words_of(network.options), labels=network.labels,

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import builtins
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transom.contract.network import NetworkCapability
 from transom.errors import ConfigError, Conflict, NotFound, TransomError, choices, nearest
 from transom.services.files import Lock
-from transom_engine.model import now
-from transom_engine.networks.contracts import keeps_addresses, network_of, option_names
+from transom_engine.networks.contracts import keeps_addresses, network_of, scope_of
 from transom_engine.networks.model import (
-    CONFIG_ONLY,
     DEFAULT,
-    DEFAULT_IPAM,
-    DHCP,
-    ENABLE,
     MEMBERS,
-    ConfigFrom,
     IpamConfig,
+    IpamRecord,
+    NetworkCreate,
     NetworkRecord,
     record_of,
 )
 
 if TYPE_CHECKING:
-    from transom.contract.network import NetworkDriver
     from transom_engine.engine import Engine
 
 
@@ -122,17 +116,20 @@ class Networks:
         """Make the record of the default network or of a driver's only one, when it is first asked for."""
         if name == DEFAULT:
             driver = self.engine.default_driver("network")
-        elif self._is_single(name):
+        elif self.is_single(name):
             driver = name
         else:
             return None
         with self._lock():
-            record = self.engine.state.find("network", NetworkRecord, name=name)
-            if record is not None or name != DEFAULT:
-                return record or self._add(name, driver, configs=[])
-            return self._add(name, driver, configs=self._default_subnets(), ipv6=self.engine.config.ipv6)
+            present: NetworkRecord | None = self.engine.state.find("network", NetworkRecord, name=name)
+            if present is not None:
+                return present
+            record = NetworkRecord(name=name, driver=driver, scope=scope_of(self.engine.network_driver(driver)))
+            if name == DEFAULT:
+                record.enable_ipv6, record.ipam.config = self.engine.config.ipv6, self._default_subnets()
+            return self._add(record)
 
-    def _is_single(self, name: str) -> bool:
+    def is_single(self, name: str) -> bool:
         """Say whether it is the name of a driver with one network, which bears the driver's name."""
         from transom.drivers import installed
 
@@ -156,157 +153,41 @@ class Networks:
             subnets.append(IpamConfig(subnet=str(net.network), ip_range=part, gateway=gateway or address))
         return subnets
 
-    def create(
-        self,
-        name: str,
-        *,
-        driver: str = "",
-        ipam_driver: str = DEFAULT_IPAM,
-        configs: builtins.list[IpamConfig] | None = None,
-        options: dict[str, str] | None = None,
-        labels: dict[str, str] | None = None,
-        internal: bool = False,
-        ipv4: bool | None = None,
-        ipv6: bool | None = None,
-        attachable: bool = False,
-        scope: str = "",
-        config_only: bool = False,
-        config_from: str = "",
-    ) -> NetworkRecord:
-        """Make a network, on the host too, so that what is wrong shows now.
-
-        Args:
-            ipam_driver: who gives the addresses: ``default``, or ``dhcp`` where the driver has an option of that name.
-            ipv4, ipv6: whether it has addresses of that family; None leaves it to the options, then to the default.
-            scope: that of the driver's networks, or empty.
-            config_only: record subnets, options and labels for others to be made by; nothing comes on the host.
-            config_from: the name of such a one, whose configuration the network has in place of one of its own.
+    def create(self, wanted: NetworkCreate) -> NetworkRecord:
+        """Make a network, on the host too, so that what is wrong shows now; a configuration is recorded alone.
 
         Raises:
             Conflict: the name is taken, or a subnet overlaps one of ours or of the host.
-            ConfigError: bad words; a driver whose networks users do not make.
-            NotFound: no network `config_from`.
+            ConfigError, NotSupported, NotFound: see `making.record_for`.
         """
-        if not name or not name[0].isalnum() or not all(c.isalnum() or c in "_.-" for c in name) or not name.isascii():
-            raise ConfigError(
-                f"invalid network name {name!r}: only a-z A-Z 0-9 _ . - are allowed, the first not a sign"
-            )
-        if name in {DEFAULT, "default"} or self._is_single(name):
-            raise ConfigError(f"network {name} is a pre-defined one, which is there already; choose another name")
-        words: dict[str, Any] = {
-            "configs": configs or [], "options": options or {}, "labels": labels or {}, "ipam_driver": ipam_driver,
-            "ipv4": ipv4, "ipv6": ipv6,
-        }  # fmt: skip
-        if config_only:
-            alone = {"--internal": internal, "--attachable": attachable, "--scope": scope, "--config-from": config_from}
-            if given := [flag for flag, value in alone.items() if value]:
-                raise ConfigError(f"--config-only keeps a configuration alone: leave out {', '.join(given)}")
-            return self._keep_config(name, words)
-        if config_from:
-            words = self._configured(config_from, words)
-        return self._make(
-            name, driver or self.engine.default_driver("network"), internal, attachable, scope, config_from, words
-        )
+        from transom_engine.networks.making import record_for
 
-    def _keep_config(self, name: str, words: dict[str, Any]) -> NetworkRecord:
-        """Record a configuration; its options are for a driver that is not known yet."""
-        words |= {family: words[family] is not False if family == "ipv4" else bool(words[family]) for family in ENABLE}
-        with self._lock():
-            self._refuse_name(name)
-            return self._record(_new(name, CONFIG_ONLY, config_only=True, **words))
-
-    def _configured(self, reference: str, words: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration that is kept under that name; there may be none beside it."""
-        kept = self.get(reference)
-        if not kept.config_only:
-            raise ConfigError(
-                f"--config-from {reference}: it is no configuration, as --config-only makes, but a network"
-            )
-        flags = {
-            "configs": "--subnet", "options": "--opt", "labels": "--label", "ipv4": "--ipv4", "ipv6": "--ipv6",
-        }  # fmt: skip
-        given = [flag for word, flag in flags.items() if words[word] not in ([], {}, None)]
-        given += ["--ipam-driver"] if words["ipam_driver"] != DEFAULT_IPAM else []
-        if given:
-            raise ConfigError(f"--config-from {reference} has the configuration: leave out {', '.join(given)}")
-        return {
-            "configs": kept.ipam.config, "options": kept.options, "labels": kept.labels,
-            "ipam_driver": kept.ipam.driver, "ipv4": kept.enable_ipv4, "ipv6": kept.enable_ipv6,
-        }  # fmt: skip
-
-    def _make(
-        self,
-        name: str,
-        driver: str,
-        internal: bool,
-        attachable: bool,
-        scope: str,
-        config_from: str,
-        words: dict[str, Any],
-    ) -> NetworkRecord:
-        opened = self.engine.network_driver(driver)
-        if opened.capabilities & {NetworkCapability.SINGLETON, NetworkCapability.REFERENCE}:
-            raise ConfigError(
-                f"network driver {driver} has one network only, which is there already: use it by its name"
-            )
-        if scope not in {"", _scope(opened)}:
-            swarm = ": there is no swarm mode; on each host a configuration can be kept with --config-only"
-            raise ConfigError(
-                f"--scope {scope}: networks of driver {driver} are {_scope(opened)}{swarm if scope == 'swarm' else ''}"
-            )
-        if internal and NetworkCapability.INTERNAL not in opened.capabilities:
-            raise opened.unsupported(NetworkCapability.INTERNAL)
-        options = {**self.engine.config.default_network_opts.get(driver, {}), **words["options"]}
-        for family, default in (("ipv4", True), ("ipv6", False)):
-            said = options.pop(ENABLE[family], "")
-            if words[family] is None:
-                words[family] = _truth(ENABLE[family], said) if said else default
-        if not words["ipv4"] and not words["ipv6"]:
-            raise ConfigError("--ipv4=false leaves the network without addresses: add --ipv6")
-        if words["ipv6"] and NetworkCapability.IPV6 not in opened.capabilities:
-            raise opened.unsupported(NetworkCapability.IPV6)
-        if words["ipam_driver"] != DEFAULT_IPAM:
-            options[self._ipam_option(driver, words["ipam_driver"])] = "true"
-        if NetworkCapability.MULTI_HOST in opened.capabilities:
+        record = record_for(self.engine, wanted)
+        if record.config_only:
+            with self._lock():
+                return self._record(self._named_once(record))
+        driver = self.engine.network_driver(record.driver)
+        if NetworkCapability.MULTI_HOST in driver.capabilities:
             self._take_over()
-        words |= {"options": options, "config_from": ConfigFrom(network=config_from)}
         with self.engine.lock(MEMBERS, shared=True):
-            return self._create(name, driver, internal=internal, attachable=attachable, **words)
+            with self._lock():
+                self._add(self._named_once(record))
+            try:
+                driver.create_network(network=network_of(self.engine, record))
+            except BaseException:
+                self._remove(record)
+                raise
+            self.engine.state.event("network", "create", record.id, name=record.name, type=record.driver)
+            return record
 
-    def _create(self, name: str, driver: str, **words: Any) -> NetworkRecord:
-        opened = self.engine.network_driver(driver)
-        with self._lock():
-            self._refuse_name(name)
-            record = self._add(name, driver, **words)
-        try:
-            opened.create_network(network=network_of(self.engine, record))
-        except BaseException:
-            self._remove(record)
-            raise
-        self.engine.state.event("network", "create", record.id, name=name, type=driver)
+    def _named_once(self, record: NetworkRecord) -> NetworkRecord:
+        if self.engine.state.find("network", NetworkRecord, name=record.name) is not None:
+            raise Conflict(f"network with name {record.name} already exists; choose another, or remove it first")
         return record
 
-    def _refuse_name(self, name: str) -> None:
-        if self.engine.state.find("network", NetworkRecord, name=name) is not None:
-            raise Conflict(f"network with name {name} already exists; choose another, or remove it first")
-
-    def _ipam_option(self, driver: str, ipam_driver: str) -> str:
-        """Return the option by which the network's driver takes addresses from where `ipam_driver` says."""
-        from transom.drivers import installed
-
-        if ipam_driver != DHCP:
-            raise ConfigError(f"--ipam-driver {ipam_driver}: there are {choices({DEFAULT_IPAM, DHCP})}")
-        able = {d.name for d in installed("network") if DHCP in option_names(self.engine, d.name)}
-        if driver not in able:
-            raise ConfigError(
-                f"--ipam-driver {DHCP}: network driver {driver} takes no addresses by DHCP; those that do: "
-                f"{choices(able)}"
-            )
-        return DHCP
-
-    def _add(self, name: str, driver: str, **words: Any) -> NetworkRecord:
-        record = _new(name, driver, scope=_scope(self.engine.network_driver(driver)), **words)
-        record.ipam.config = self.engine.addresses.settle(record)
+    def _add(self, record: NetworkRecord) -> NetworkRecord:
+        """Record a network with its subnets settled."""
+        record.ipam = IpamRecord(driver=record.ipam.driver, config=self.engine.addresses.settle(record))
         return self._record(record)
 
     def _record(self, record: NetworkRecord) -> NetworkRecord:
@@ -382,33 +263,3 @@ class Networks:
 
     def _lock(self) -> Lock:
         return self.engine.lock("networks")
-
-
-def _scope(driver: NetworkDriver) -> str:
-    return "global" if NetworkCapability.MULTI_HOST in driver.capabilities else "local"
-
-
-def _truth(option: str, word: str) -> bool:
-    from transom.services.options import parse_bool
-
-    try:
-        return parse_bool(word)
-    except ValueError:
-        raise ConfigError(f"{option}={word!r}: expected true or false") from None
-
-
-def _new(
-    name: str,
-    driver: str,
-    *,
-    configs: list[IpamConfig],
-    ipam_driver: str = DEFAULT_IPAM,
-    ipv4: bool = True,
-    ipv6: bool = False,
-    **fields: Any,
-) -> NetworkRecord:
-    record = NetworkRecord(
-        name=name, id=os.urandom(32).hex(), created=now(), driver=driver, enable_ipv4=ipv4, enable_ipv6=ipv6, **fields
-    )
-    record.ipam.driver, record.ipam.config = ipam_driver, configs
-    return record
