@@ -67,12 +67,25 @@ def test_default_pools_give_every_part_once_and_then_say_what_to_do(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
 def test_default_pools_keep_clear_of_the_routes_of_the_host(tmp_path):
     def inside():
-        commands = "link add br0 up type bridge; addr add 10.203.1.1/24 dev br0; addr add fd77::1/64 dev br0"
-        for command in commands.split(";"):
-            subprocess.run(["ip", *command.split()], check=True)
-        ipam = Ipam(tmp_path / "ipam.db", pools=[("10.203.0.0/22", 23)])
+        commands = """
+            link set lo up
+            link add br0 up type bridge
+            addr add 10.203.1.1/24 dev br0
+            addr add fd77::1/64 dev br0
+            addr add 10.203.4.1/32 dev lo
+            route add 10.203.6.0/24 dev br0 table 51820
+            route add blackhole 10.203.9.0/26
+            route add default dev br0
+            route add 0.0.0.0/1 dev br0
+            route add 128.0.0.0/1 dev br0
+            route add fd77:1::/64 dev br0 table 99
+        """
+        for command in commands.strip().splitlines():
+            subprocess.run(["ip", *(["-6"] if "fd77:1" in command else []), *command.split()], check=True)
+        ipam = Ipam(tmp_path / "ipam.db", pools=[("10.203.0.0/20", 23), ("fd77::/62", 64)])
         try:
-            assert ipam.settle(net("a")).subnets[0].pool == "10.203.2.0/23"
+            pools = [subnet.pool for n in "abc" for subnet in ipam.settle(net(n), ipv6=n != "c").subnets]
+            assert pools == ["10.203.2.0/23", "fd77:0:0:1::/64", "10.203.10.0/23", "fd77:0:0:2::/64", "10.203.12.0/23"]
             return host_routes()
         finally:
             ipam.close()
@@ -84,7 +97,18 @@ def test_default_pools_keep_clear_of_the_routes_of_the_host(tmp_path):
         os.close(world)
     assert "10.203.1.0/24" in routes
     assert "fd77::/64" in routes
-    assert "0.0.0.0/0" not in routes
+    assert not {"0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "::/0"} & {*routes}
+
+
+def test_the_default_pools_are_dockers_and_enough_for_a_hundred_networks_and_more(ipam):
+    start = time.monotonic()
+    pools = [parse_subnet(ipam.settle(net(f"n{number}")).subnets[0].pool) for number in range(300)]
+    assert time.monotonic() - start < 20
+    assert not any(one.overlaps(other) for one, other in pairwise(sorted(pools)))
+    dockers = {pool.prefixlen for pool in pools[:20]}
+    assert dockers <= {16, 20}
+    assert len([pool for pool in pools if pool.prefixlen == 24]) >= 300 - 31
+    assert not any(one.overlaps(other) for one in pools for other in host_routes())
 
 
 def test_a_part_that_is_larger_than_its_pool_is_refused(tmp_path):
@@ -228,6 +252,18 @@ def test_a_range_bounds_what_is_given_but_not_what_is_asked_for(ipam):
     assert given == {f"10.1.5.{n}/16" for n in range(4)}
     with pytest.raises(Conflict):
         ipam.allocate(network, end(9))
+
+
+def test_of_several_subnets_of_a_family_the_next_one_gives_when_the_first_is_used_up(ipam):
+    network = ipam.settle(net("a", "10.1.0.0/30", "10.2.0.0/30", "fd01::/126", "fd02::/126"))
+    given = [ipam.allocate(network, end(n)).addresses for n in range(2)]
+    assert given == [("10.1.0.2/30", "fd01::2/126"), ("10.2.0.2/30", "fd01::3/126")]
+    with pytest.raises(Conflict) as caught:
+        ipam.allocate(network, end(9))
+    assert "no free address in 10.1.0.0/30, 10.2.0.0/30;" in str(caught.value)
+    assert {owner for owner in ipam.leases(network).values() if not owner.startswith("@")} == {end(0).id, end(1).id}
+    ipam.release(network, end(0))
+    assert ipam.allocate(network, end(9)).addresses == ("10.1.0.2/30", "fd01::2/126")
 
 
 def test_asked_addresses_are_given_and_an_endpoint_that_asks_for_another_one_moves(ipam):

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     Block = IPv4Network | IPv6Network
 
-DEFAULT_POOLS = (*((f"172.{second}.0.0/16", 16) for second in range(17, 32)), ("192.168.0.0/16", 20))
-"""Docker's: networks get 172.17.0.0/16 to 172.31.0.0/16, then /20 parts of 192.168.0.0/16."""
+_DOCKERS = (*((f"172.{second}.0.0/16", 16) for second in range(17, 32)), ("192.168.0.0/16", 20))
+DEFAULT_POOLS = (*_DOCKERS, ("10.128.0.0/9", 24))
+"""Docker's, 172.17.0.0/16 to 172.31.0.0/16, then /20 parts of 192.168.0.0/16; and after these 31 some 30,000 more."""
 
 GATEWAY, RESERVED = "@gateway", "@reserved "
 """Owners of the addresses that no endpoint gets; the latter with the name that the user gave the address."""
@@ -81,8 +82,9 @@ class Ipam:
         """Give the network its subnets, record them, and return it with them.
 
         With `ipv4`, one that names no IPv4 subnet gets the first part of the default pools that overlaps no other
-        network and no route of the host; with `ipv6`, one that names no IPv6 subnet gets a random /64 for local
-        use (RFC 4193). A subnet without gateway gets its lowest address as one. Idempotent.
+        network and no route of the host; with `ipv6`, one that names no IPv6 subnet does, too, or gets a random /64
+        for local use (RFC 4193) where none of the pools is of IPv6. A subnet without gateway gets its lowest address
+        as one. Idempotent.
 
         Raises:
             ConfigError: a subnet, gateway, range or reserved address that makes no sense.
@@ -98,7 +100,7 @@ class Ipam:
             for wanted, six in ((ipv4, False), (ipv6, True)):
                 if wanted and six not in versions:
                     mine = next((pool for pool in recorded if (":" in pool) == six), None)
-                    pool = mine or (local_subnet() if six else self._free_part([block for _, block in used]))
+                    pool = mine or self._free_part(6 if six else 4, [block for _, block in used])
                     subnets.insert(len(subnets) if six else 0, checked(Subnet(pool=pool)))
             for number, subnet in enumerate(subnets):
                 block = parse_subnet(subnet.pool)
@@ -179,19 +181,16 @@ class Ipam:
                     repairs.append(f"gave back {_text(address)} of endpoint {owner[:12]}, which is gone")
         return repairs
 
-    def _free_part(self, used: list[Block]) -> str:
+    def _free_part(self, version: int, used: list[Block]) -> str:
         used = used + host_routes()
-        for text, prefix in self._pools:
-            pool = parse_subnet(text)
+        pools = [(parse_subnet(text), prefix) for text, prefix in self._pools]
+        for pool, prefix in pools:
             if not pool.prefixlen <= prefix <= pool.max_prefixlen:
                 raise ConfigError(f"default address pool {pool} cannot have parts of /{prefix}")
-            start, end, step = int(pool[0]), int(pool[-1]), 1 << pool.max_prefixlen - prefix
-            while start <= end and pool.version == 4:
-                part = parse_subnet(f"{pool[start - int(pool[0])]}/{prefix}")
-                blocked = [int(block[-1]) for block in used if overlap(block, part)]
-                if not blocked:
-                    return str(part)
-                start = -(-(max(blocked) + 1) // step) * step
+            if pool.version == version and (part := free_part(pool, prefix, used)):
+                return part
+        if version == 6 and all(pool.version == 4 for pool, _ in pools):
+            return local_subnet()
         raise Conflict(
             "no subnet of the default address pools is free of networks and host routes; name one with --subnet, "
             "remove networks, or add to default-address-pools in the config"
@@ -223,25 +222,28 @@ def parse_subnet(text: str) -> Block:
     raise ConfigError(f"{text!r} is not a subnet: write it as 172.18.0.0/16")
 
 
-def host_routes() -> list[Block]:
-    """Return where the host has routes to, default routes left out, of the calling thread's namespace."""
-    from ipaddress import IPv4Address, IPv6Address, ip_network
+def free_part(pool: Block, prefix: int, taken: Iterable[Block]) -> str | None:
+    """Return the first part of a pool, of that prefix length, that overlaps nothing that is taken; None without."""
+    start, step = int(pool[0]), 1 << pool.max_prefixlen - prefix
+    for first, last in sorted((int(block[0]), int(block[-1])) for block in taken if block.version == pool.version):
+        if first >= start + step:
+            break
+        start = max(start, (last // step + 1) * step)
+    return f"{pool[start - int(pool[0])]}/{prefix}" if start <= int(pool[-1]) else None
 
-    found: list[Block] = []
-    with open("/proc/thread-self/net/route") as file:
-        for line in file.readlines()[1:]:
-            words = line.split()
-            first, mask = (int.from_bytes(bytes.fromhex(words[i]), "little") for i in (1, 7))
-            if mask:
-                found.append(ip_network(f"{IPv4Address(first)}/{mask.bit_count()}"))
-    try:
-        with open("/proc/thread-self/net/ipv6_route") as file:
-            for words in map(str.split, file):
-                if words[1] != "00":
-                    found.append(ip_network(f"{IPv6Address(bytes.fromhex(words[0]))}/{int(words[1], 16)}"))
-    except FileNotFoundError:
-        pass  # a kernel without IPv6
-    return found
+
+def host_routes() -> list[Block]:
+    """Return where the host has routes to, by any of its tables, of the calling thread's namespace.
+
+    Default routes are left out, and halves of one, which a VPN puts over it.
+    """
+    from ipaddress import ip_network
+
+    from transom.services.netlink import Session
+
+    with Session() as session:
+        found = [ip_network(route.to) for route in session.routes(everywhere=True)]
+    return [block for block in found if block.prefixlen > 1]
 
 
 def _packed(address: str) -> bytes:

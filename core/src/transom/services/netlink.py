@@ -222,12 +222,12 @@ class Session:
                 found[f"{text}/{prefix}"] = values.get(_IFA_PROTO, b"\0")[0]
         return found
 
-    def routes(self) -> list[Route]:
-        """List the routes of the main table."""
+    def routes(self, *, everywhere: bool = False) -> list[Route]:
+        """List the routes of the main table; `everywhere`: of all tables, and those that lead nowhere."""
         found = []
         for body in self.dump(GETROUTE, bytes(12)):
             family, bits, _, _, table, protocol, _, kind = struct.unpack_from("=8B", body)
-            if table == _RT_TABLE_MAIN and kind == _RTN_UNICAST:
+            if everywhere or (table == _RT_TABLE_MAIN and kind == _RTN_UNICAST):
                 values = attributes(body[12:])
                 packed = values.get(_RTA_DST, bytes(16 if family == socket.AF_INET6 else 4))
                 gateway = values.get(_RTA_GATEWAY)

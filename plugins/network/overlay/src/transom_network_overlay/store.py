@@ -33,7 +33,7 @@ import msgspec
 from transom.contract.network import Endpoint, Network, Subnet
 from transom.errors import ConfigError, Conflict, NotFound
 from transom.services.interfaces import family, plain
-from transom.services.ipam import checked, host_routes, local_subnet, overlap, parse_subnet, usable
+from transom.services.ipam import checked, free_part, host_routes, local_subnet, overlap, parse_subnet, usable
 from transom_network_overlay.encryption import Secret, Secrets, fresh
 from transom_network_overlay.etcd import Answer, Etcd, Pair, absent, delete, empty, present, put, read, same, unchanged
 
@@ -467,11 +467,10 @@ def _settle(network: Network, asked: tuple[Subnet, ...], others: Iterable[Stored
         used.append((f"{network.name} itself", block))
     if not asked or _ANY[0] in {subnet.pool for subnet in asked}:
         taken = [block for _, block in used] + host_routes()
-        parts = parse_subnet(POOL).subnets(new_prefix=PART)
-        part = next((part for part in parts if not any(overlap(part, other) for other in taken)), None)
+        part = free_part(parse_subnet(POOL), PART, taken)
         if part is None:
             raise Conflict(f"no subnet of {POOL} is free of networks and host routes; name one with --subnet")
-        found.insert(0, Subnet(pool=str(part)))
+        found.insert(0, Subnet(pool=part))
     if _ANY[1] in {subnet.pool for subnet in asked}:
         found.append(Subnet(pool=local_subnet()))
     return tuple(found)
