@@ -56,6 +56,7 @@ class Link(msgspec.Struct, frozen=True):
         alias: free text (ip-link(8)).
         master: the index of the bridge it is a port of.
         parent: the index of the interface it is on top of, perhaps in another namespace; a veth's other end.
+        parent_namespace: the number of the namespace that is in; -1 is the interface's own.
         data: what its kind says of itself, as attributes (IFLA_INFO_DATA).
         altnames: the other names it goes by (ip-link(8)).
         slave: what its master says of it, as attributes (IFLA_INFO_SLAVE_DATA).
@@ -70,6 +71,7 @@ class Link(msgspec.Struct, frozen=True):
     mtu: int = 0
     mac: str = ""
     parent: int = 0
+    parent_namespace: int = -1
     data: bytes = b""
     slave: bytes = b""
     altnames: tuple[str, ...] = ()
@@ -307,6 +309,7 @@ def _link(body: bytes) -> Link:
         mtu=struct.unpack("=I", values.get(_IFLA_MTU, bytes(4)))[0],
         mac=values.get(_IFLA_ADDRESS, b"").hex(":"),
         parent=struct.unpack("=I", values.get(_IFLA_LINK, bytes(4)))[0],
+        parent_namespace=struct.unpack("=i", values.get(_IFLA_LINK_NETNSID, b"\xff" * 4))[0],
         data=info.get(_INFO_DATA, b""),
         slave=info.get(_INFO_SLAVE_DATA, b""),
         altnames=tuple(

@@ -403,15 +403,17 @@ class ParentDriver(NetworkDriver):
             raise self._error("detach", endpoint, error) from error
 
     def children(self, session: Session) -> Iterator[Child]:
-        """Find the endpoints' interfaces in all namespaces."""
+        """Find the endpoints' interfaces in all namespaces; those of another host's, which is reached too, are not."""
         start = f"transom-{self.name} endpoint "
+        with closing(current()) as host:
+            here = session.namespace(host)
         for namespace in session.namespaces():
             try:
                 links = session.links(namespace)
             except OSError:
                 continue  # it has just died
             for link in links:
-                if link.alias.startswith(start):
+                if link.alias.startswith(start) and link.parent_namespace == here:
                     endpoint, _, network = link.alias.removeprefix(start).partition(" ")
                     yield Child(endpoint=endpoint, network=network, namespace=namespace, link=link)
 

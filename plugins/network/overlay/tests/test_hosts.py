@@ -3,6 +3,7 @@
 One group of cases, as they share the hosts; each case has its own network, and what it stops it starts again.
 """
 
+import os
 import socket
 import subprocess
 import time
@@ -41,6 +42,22 @@ def test_all_reach_all_by_both_families_and_nothing_is_flooded(world):
     one, many = frames.count()
     assert one > 0
     assert many == 0
+
+
+def test_a_host_takes_only_its_own_containers_for_its_own(world):
+    """However it is connected with the others: namespaces are numbered on the way to the containers in them."""
+    network = world.network()
+    one, two = world.join(0, network), world.join(1, network)
+    place = f"/proc/{os.getpid()}/fd/{one.netns}"
+    inside(world.hosts[0].netns, ip_batch, f"link add way0 type veth peer name way1 netns {place}")
+    driver = world.hosts[1].driver()
+    for _ in range(3):  # by the switch to the other host, and from there to its container
+        assert driver.owned().endpoints == {two.endpoint.id}
+    nameless = {"network": Network(id="", name=""), "endpoint": Endpoint(id=one.endpoint.id, container="")}
+    driver.detach(**nameless)
+    assert [key for key in world.cluster.records() if key.endswith(one.endpoint.id)]
+    world.hosts[0].driver().detach(**nameless)
+    assert not [key for key in world.cluster.records() if key.endswith(one.endpoint.id)]
 
 
 def test_names_are_known_on_the_other_hosts_and_forgotten_with_their_containers(world):
@@ -443,6 +460,29 @@ def test_a_host_that_was_taken_for_dead_and_is_alive_records_itself_anew(world):
     world.eventually(lambda: one.reaches(alive) and one.driver.lookup(network=network, name="alive"))
 
 
+def test_what_is_removed_while_a_watch_begins_is_recorded_anew_too(world, monkeypatch):
+    """Before each of its readings: there is no moment at which nobody would notice."""
+    network = world.network()
+    real, store = Store.peers, inside(world.hosts[1].netns, world.hosts[1].driver().driver.store)
+    readings = []
+
+    def peers(self, id):
+        readings.append(id)
+        if len(readings) < 3:
+            inside(world.hosts[1].netns, store._remove_of, "h1")
+        return real(self, id)
+
+    one = world.join(0, network, watch=False)
+    (before,) = one.driver.known(network.id).peers
+    monkeypatch.setattr(Store, "peers", peers)
+    one.watch()
+    monkeypatch.undo()
+    world.eventually(
+        lambda: [p for p in inside(world.hosts[1].netns, store.peers, network.id)[0] if p.revision > before.revision]
+    )
+    store.etcd.close()
+
+
 def test_a_watch_whose_beginning_etcd_has_forgotten_begins_anew(world, monkeypatch):
     """What happened before a compaction is read, not heard of."""
     network = world.network()
@@ -456,7 +496,7 @@ def test_a_watch_whose_beginning_etcd_has_forgotten_begins_anew(world, monkeypat
 
     def peers(self, id):
         asked.append(id)
-        return ([], 1) if len(asked) == 2 else real(self, id)  # the first is of what this host has itself
+        return ([], 1) if len(asked) == 1 else real(self, id)
 
     monkeypatch.setattr(Store, "peers", peers)
     one = world.join(0, network)

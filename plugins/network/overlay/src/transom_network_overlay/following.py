@@ -82,8 +82,9 @@ class Follower:
         store.present_host()
         self._driver.settle_debts(store)
         self._restore(store)
-        self._rejoin(store, self._driver.known(self._network.id).peers)
         found, revision = store.peers(self._network.id)
+        # Behind that: what is removed from now on is heard of.
+        self._rejoin(store, self._driver.known(self._network.id).peers)
         table = _Table(self._driver, self._network.id, store, found)
         table.write(revision)
         member = store.etcd.urls[0]

@@ -306,12 +306,13 @@ class Store:
         raise Conflict(f"addresses of network {network.name} change too often; try again")
 
     def leave(self, network: str, endpoint: str) -> None:
-        """Forget an endpoint; `network` may be empty. Absent is success."""
+        """Forget an endpoint; with no `network` one of this host, on whichever it is. Absent is success."""
         if network:
             self.etcd.transact(then=[delete(self.key("ep", network, endpoint))])
             return
         (found,) = self.etcd.read(self.key("ep", "")).found
-        self._delete(pair for pair in found if pair.key.endswith(f"/{endpoint}"))
+        ours = (pair for pair in found if pair.key.endswith(f"/{endpoint}"))
+        self._delete(pair for pair in ours if _decode(Owner, pair).host == self.host)
 
     def peers(self, network: str) -> tuple[list[Peer], int]:
         """Return the network's endpoints on all hosts, and the store's revision."""
