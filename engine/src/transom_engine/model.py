@@ -230,6 +230,12 @@ class State(Pascal):
     finished_at: str = ZERO_TIME
 
 
+GATEWAY = "docker_gwbridge"
+"""The network, of Docker's name, that leads out whoever is on networks over several hosts, which lead nowhere else."""
+LAST = -(2**31)
+"""The priority of the way out by `GATEWAY`: any other goes before."""
+
+
 class EndpointSettings(Pascal):
     """A container's place on one network: what was asked, and, while it runs, what it got."""
 
@@ -270,6 +276,11 @@ class NetworkSettings(Pascal):
 
     ports: dict[str, list[PortBinding] | None] = {}
     networks: dict[str, EndpointSettings] = {}
+
+    @property
+    def chosen(self) -> dict[str, EndpointSettings]:
+        """The networks that the user put it on: all but `GATEWAY`."""
+        return {name: place for name, place in self.networks.items() if name != GATEWAY}
 
 
 class Container(Pascal):

@@ -138,7 +138,7 @@ def _mount(point: dict[str, Any]) -> dict[str, Any]:
 def _network_settings(record: Container, known: dict[str, Any]) -> dict[str, Any]:
     """Lift the place on the default network to the top, where Docker has it too."""
     first = known["Networks"].get("bridge") or msgspec.to_builtins(EndpointSettings())
-    places = {name: {**place, "Links": None} for name, place in known["Networks"].items()}
+    places = {name: {**known["Networks"][name], "Links": None} for name in record.network_settings.chosen}
     sandbox = {"SandboxKey": f"/proc/{record.state.pid}/ns/net"} if record.state.pid else {}
     return {
         **_NETWORK_SETTINGS,

@@ -98,8 +98,7 @@ class ParentDriver(NetworkDriver):
 
     def parent_name(self, network: Network) -> str:
         """Return the name of the network's parent: the one that the options name, or `own_parent`."""
-        named: str | None = getattr(network.options, "parent", None)
-        return named or self.own_parent(network)
+        return str(getattr(network.options, "parent", None) or self.own_parent(network))
 
     @abstractmethod
     def mode(self, network: Network) -> str:
@@ -115,8 +114,7 @@ class ParentDriver(NetworkDriver):
 
     def asked_mtu(self, network: Network) -> int:
         """Return the MTU that the user asked for, or 0."""
-        own: int = getattr(network.options, "mtu", 0)
-        return network.mtu or own
+        return network.mtu or int(getattr(network.options, "mtu", 0))
 
     def wanted_mtu(self, network: Network, parent: Link, link: Link) -> int:
         """Return the MTU that an endpoint's interface, `link`, should have."""
@@ -124,8 +122,7 @@ class ParentDriver(NetworkDriver):
 
     def prefix(self, network: Network) -> str:
         """Return what interface names in containers start with."""
-        prefix: str = getattr(network.options, "prefix", "eth")
-        return prefix
+        return str(getattr(network.options, "prefix", "eth"))
 
     def refuse_internal(self, network: Network) -> None:
         """Refuse a parent that leads somewhere to a network that must lead nowhere."""

@@ -103,7 +103,7 @@ def _row(engine: Engine, container: Container, *, full: bool, size: bool, images
         "Label": lambda name: labels.get(name, ""),
         "Mounts": ",".join(mounts if full else [_shortened(mount, 15) for mount in mounts]),
         "LocalVolumes": str(sum(point.driver == "local" for point in container.mounts)),
-        "Networks": ",".join(sorted(container.network_settings.networks)),
+        "Networks": ",".join(sorted(container.network_settings.chosen)),
         "Size": "0B",
     }
     if size:

@@ -9,6 +9,7 @@ from transom.errors import ConfigError, Conflict
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.contracts import options_of
 from transom_engine.networks.model import DEFAULT, NetworkRecord
+from transom_engine.networks.ways import spans_hosts
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
@@ -49,13 +50,8 @@ def check_networks(engine: Engine, container: Container) -> list[str]:
         check_place(engine, other, place)
     drivers = [engine.network_driver(engine.networks.get(name).driver) for name in settings.networks]
     publishing = any(NetworkCapability.PUBLISH in driver.capabilities for driver in drivers)
-    if publishing or not (host.port_bindings or host.publish_all_ports):
+    if publishing or spans_hosts(engine, container) or not (host.port_bindings or host.publish_all_ports):
         return []
-    if NetworkCapability.MULTI_HOST in opened.capabilities:
-        raise ConfigError(
-            f"network {record.name} publishes no ports and leads nowhere but to its hosts: add one that does, "
-            "--network bridge"
-        )
     return [f"published ports are discarded: network {record.name} does not publish any"]
 
 

@@ -14,10 +14,10 @@ import msgspec
 from transom.contract.network import Attachment, Endpoint, NetnsKind, NetworkCapability
 from transom.errors import Conflict, DriverError, NotFound
 from transom_engine import wire
-from transom_engine.model import Container, EndpointSettings
+from transom_engine.model import GATEWAY, LAST, Container, EndpointSettings
 from transom_engine.networks.contracts import endpoint_of, network_of, ways_out
 from transom_engine.networks.model import MEMBERS, NetworkRecord
-from transom_engine.networks.ways import move_ways_out, ports_of, publish, route
+from transom_engine.networks.ways import move_ways_out, ports_of, publish, route, spans_hosts
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
@@ -87,6 +87,7 @@ class Endpoints:
                 )
         for name, place in places.items():
             self._join_one(container, name, place, netns)
+        self._lead_out(container, netns)
         route(container, netns)
         container.network_settings.ports = dict.fromkeys(container.config.exposed_ports)
         # Where there is no way out the driver says why nothing can be published.
@@ -117,6 +118,27 @@ class Endpoints:
         attachment = driver.attach(network=network, endpoint=endpoint, netns=netns)
         _note(place, attachment)
         self.engine.state.event("network", "connect", record.id, container=container.id, name=name, type=record.driver)
+
+    def _lead_out(self, container: Container, netns: int) -> None:
+        """Put the container on `GATEWAY`, or take it off, as its other networks are now."""
+        places = container.network_settings.networks
+        other = any(name != GATEWAY for name in ways_out(container).values())
+        wanted = not other and spans_hosts(self.engine, container)
+        if wanted and GATEWAY not in places:
+            self.engine.networks.gateway()
+            places[GATEWAY] = EndpointSettings(gw_priority=LAST)
+            self._join_one(container, GATEWAY, places[GATEWAY], netns)
+        elif GATEWAY in places and not wanted:
+            self._take_off(container, GATEWAY)
+
+    def _take_off(self, container: Container, name: str) -> None:
+        """Take a container off a network wholly, and off its record."""
+        place = container.network_settings.networks.pop(name)
+        if place.endpoint_id:
+            self._leave_one(container, name, place)
+            self.engine.addresses.release(container, name, place)
+        with self.engine.state.changing(container.id) as kept:
+            kept.network_settings.networks.pop(name, None)
 
     def leave(self, container: Container) -> None:
         """Take the container off its networks. Safe when it never joined, and after its namespace is gone."""
@@ -155,7 +177,7 @@ class Endpoints:
                 network_id=place.network_id,
                 gw_priority=place.gw_priority,
             )
-            for name, place in settings.networks.items()
+            for name, place in settings.chosen.items()  # each run finds out whether it needs a way out
         }
 
     def watches(self, container: Container, netns: int) -> dict[str, Callable[[int], None]]:
@@ -207,12 +229,11 @@ class Endpoints:
                 with netns_of(container) as netns:
                     try:
                         self._join_one(container, record.name, place, netns)
+                        self._lead_out(container, netns)
                         move_ways_out(self.engine, container, before, netns)
                     except BaseException:
-                        self._leave_one(container, record.name, place)
-                        self.engine.addresses.release(container, record.name, place)
-                        with self.engine.state.changing(container.id) as kept:
-                            kept.network_settings.networks.pop(record.name, None)
+                        self._take_off(container, record.name)
+                        self._lead_out(container, netns)
                         raise
                 change_hosts(self.engine, container, joined=place)
             with self.engine.state.changing(container.id) as kept:
@@ -243,6 +264,7 @@ class Endpoints:
         A network that has been removed since is one that a container can be taken off, too.
         """
         from transom_engine.networks.files import change_hosts
+        from transom_engine.networks.records import refuse_gateway
 
         gone = not self.engine.networks.driver_of(reference) and reference in container.network_settings.networks
         record = None if gone else self.engine.networks.get(reference)
@@ -254,6 +276,7 @@ class Endpoints:
                 if force:
                     return
                 raise Conflict(f"container {container.name} is not on network {name}")
+            refuse_gateway(name)
             before = ways_out(container)
             watched = bool(container.state.pid and record and self._is_watched(record))
             if place.endpoint_id:
@@ -264,6 +287,7 @@ class Endpoints:
             del container.network_settings.networks[name]
             if container.state.pid:
                 with netns_of(container) as netns:
+                    self._lead_out(container, netns)
                     move_ways_out(self.engine, container, before, netns)
                 change_hosts(self.engine, container, left=place)
             with self.engine.state.changing(container.id) as kept:

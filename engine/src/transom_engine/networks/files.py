@@ -107,7 +107,7 @@ def hosts(
             raise ConfigError(f"--add-host {entry}: the container's networks have no gateway; write an address")
         lines += [f"{address}\t{host}" for address in addresses]
     lines += [f"{address}\t{names}" for address, names in linked.items()]
-    for place in places:
+    for place in container.network_settings.chosen.values():
         lines += _own_lines(container, place)
     return text + "".join(f"{line}\n" for line in lines)
 

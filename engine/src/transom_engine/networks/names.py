@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transom.contract.network import NetworkCapability
 from transom.errors import NotFound
-from transom_engine.model import Container
+from transom_engine.model import GATEWAY, Container
 from transom_engine.networks.contracts import network_of
 from transom_engine.networks.model import DEFAULT, NetworkRecord
 
@@ -38,7 +38,7 @@ def linked(engine: Engine, container: Container) -> dict[str, str]:
 
 def has_names(engine: Engine, record: NetworkRecord) -> bool:
     """Say whether containers find each other by name on that network."""
-    if record.name == DEFAULT:
+    if record.name in {DEFAULT, GATEWAY}:
         return False
     return NetworkCapability.NAMES in engine.drivers.load("network", record.driver).capabilities
 

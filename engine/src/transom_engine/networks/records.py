@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from transom.contract.network import NetworkCapability
 from transom.errors import ConfigError, Conflict, NotFound, TransomError, choices, nearest
 from transom.services.files import Lock
-from transom_engine.networks.contracts import keeps_addresses, network_of, scope_of
+from transom_engine.model import GATEWAY
+from transom_engine.networks.contracts import keeps_addresses, network_of, option_names, scope_of
 from transom_engine.networks.model import (
     DEFAULT,
     MEMBERS,
@@ -65,12 +66,13 @@ class Networks:
         return record.driver if record else ""
 
     def for_containers(self, reference: str) -> NetworkRecord:
-        """Return a network as `get` does, that containers can be on.
+        """Return a network as `get` does, that users put containers on.
 
         Raises:
-            ConfigError: it is a configuration alone.
+            ConfigError: it is a configuration alone, or the way out that the engine puts them on.
         """
         record = self.get(reference)
+        refuse_gateway(record.name)
         if record.config_only:
             raise ConfigError(
                 f"network {record.name} is a configuration alone, no container can be on it: make a network by it, "
@@ -135,6 +137,21 @@ class Networks:
 
         known = name in {driver.name for driver in installed("network")}
         return known and NetworkCapability.SINGLETON in self.engine.network_driver(name).capabilities
+
+    def gateway(self) -> NetworkRecord:
+        """Return the network that leads out where no other one does; it is made when it is first needed.
+
+        Those on it have nothing to do with each other, so it keeps them apart where its driver can.
+        """
+        with self._lock():
+            present: NetworkRecord | None = self.engine.state.find("network", NetworkRecord, name=GATEWAY)
+            if present is not None:
+                return present
+            driver, apart = self.engine.default_driver("network"), "com.docker.network.bridge.enable_icc"
+            options = {apart: "false"} if apart in option_names(self.engine, driver) else {}
+            return self._add(
+                NetworkRecord(name=GATEWAY, driver=driver, options=options, enable_ipv6=self.engine.config.ipv6)
+            )
 
     def _default_subnets(self) -> builtins.list[IpamConfig]:
         """Return what Docker's keys bip, fixed-cidr and default-gateway say of the default network."""
@@ -263,3 +280,12 @@ class Networks:
 
     def _lock(self) -> Lock:
         return self.engine.lock("networks")
+
+
+def refuse_gateway(name: str) -> None:
+    """Refuse the network that no user has a container join or leave."""
+    if name == GATEWAY:
+        raise ConfigError(
+            f"network {GATEWAY} is joined by itself, where a container's networks over several hosts need a way out; "
+            "name another network"
+        )

@@ -35,6 +35,13 @@ def route(container: Container, netns: int) -> None:
         raise DriverError("route", driver="networks", subject=container.name, cause=error) from error
 
 
+def spans_hosts(engine: Engine, container: Container) -> bool:
+    """Say whether the container is on a network over several hosts that may lead out, by `GATEWAY` if need be."""
+    records = map(engine.networks.named, container.network_settings.chosen)
+    drivers = [engine.network_driver(record.driver) for record in records if record and not record.internal]
+    return any(NetworkCapability.MULTI_HOST in driver.capabilities for driver in drivers)
+
+
 def ports_of(container: Container) -> Iterator[Port]:
     """Yield the ports that the container asks to be published."""
     host = container.host_config
