@@ -29,7 +29,7 @@ NEWLINKPROP, DELLINKPROP = 108, 109
 _ERROR, _DONE = 2, 3
 _NESTED = 0x8000
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
-_IFF_UP = 1
+_IFF_UP, _IFF_LOWER_UP = 1, 1 << 16
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
 _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID = 20, 26, 28, 37, 46
 _IFLA_PROP_LIST, _IFLA_ALT_IFNAME = 52, 53
@@ -60,6 +60,7 @@ class Link(msgspec.Struct, frozen=True):
         data: what its kind says of itself, as attributes (IFLA_INFO_DATA).
         altnames: the other names it goes by (ip-link(8)).
         slave: what its master says of it, as attributes (IFLA_INFO_SLAVE_DATA).
+        carrier: whether there is anything at its other end; of a bridge, at any port.
     """
 
     index: int
@@ -75,6 +76,7 @@ class Link(msgspec.Struct, frozen=True):
     data: bytes = b""
     slave: bytes = b""
     altnames: tuple[str, ...] = ()
+    carrier: bool = False
 
     @property
     def isolated(self) -> bool:
@@ -303,6 +305,7 @@ def _link(body: bytes) -> Link:
         index=index,
         name=values[_IFLA_IFNAME].rstrip(b"\0").decode(),
         up=bool(flags & _IFF_UP),
+        carrier=bool(flags & _IFF_LOWER_UP),
         kind=info.get(_INFO_KIND, b"").rstrip(b"\0").decode(),
         alias=values.get(_IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
         master=struct.unpack("=I", values.get(_IFLA_MASTER, bytes(4)))[0],

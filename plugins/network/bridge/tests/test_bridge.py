@@ -406,6 +406,27 @@ def test_the_mtu_is_that_of_the_way_out_unless_asked_for(site, asked, mtu):
     assert attachment.mtu == mtu
 
 
+def test_the_mtu_follows_the_way_out_while_nobody_is_on_the_network(site):
+    network = site.network()
+    fixed = site.network(mtu=1450)
+
+    def join(network, uplink):
+        inside(site.host, ip_batch, f"link set uplink0 mtu {uplink}")
+        site.driver.create_network(network=network)
+        return site.container().attach(network)
+
+    first, attachment = join(network, 1380)
+    assert attachment.mtu == 1380
+    second, attachment = join(network, 1400)
+    assert attachment.mtu == 1380, "it is not the same for all"
+    for endpoint in (first, second):
+        site.driver.detach(network=network, endpoint=endpoint)
+    _, attachment = join(network, 1270)  # less than IPv6 takes
+    assert attachment.mtu == 1380
+    _, attachment = join(fixed, 1400)
+    assert attachment.mtu == 1450
+
+
 def test_an_mtu_that_is_too_small_for_ipv6_is_refused(site):
     before = site.census()
     with pytest.raises(ConfigError) as caught:

@@ -121,6 +121,7 @@ class Bridge(NetworkDriver):
     def _complete(self, session: Session, link: Link, network: Network) -> bool:
         known = link.alias == alias_of(network) and bridge_addresses(network) <= session.addresses(link.index).keys()
         firewall, mark = Firewall(), Element("bridges", pack_name(link.name))
+        known = known and link.mtu == _mtu(session, network, link)
         guarded = not options_of(network).antispoof or Guard().current()
         return known and guarded and firewall.current() and bool(firewall.get([mark]))
 
@@ -136,10 +137,8 @@ class Bridge(NetworkDriver):
                 from transom_network_bridge.overlap import refuse
 
                 refuse(session, network)
-                mtu, mac = (
-                    interfaces.wanted_mtu(session, network, options_of(network).mtu),
-                    interfaces.mac_for(tuple(gateways(network)), network.id),
-                )
+                mtu = interfaces.wanted_mtu(session, network, options_of(network).mtu)
+                mac = interfaces.mac_for(tuple(gateways(network)), network.id)
                 session.request(
                     netlink.add_link(name=name, kind="bridge", mac=mac, mtu=mtu), netlink.set_alias(name, alias)
                 )
@@ -147,6 +146,8 @@ class Bridge(NetworkDriver):
             if link is None:
                 raise OSError(errno.ENODEV, "the bridge vanished while it was made")
             if link.alias == alias:  # an adopted bridge keeps its settings
+                if not new and link.mtu != (mtu := _mtu(session, network, link)):
+                    session.request(netlink.set_mtu(name, mtu))
                 write_setting(f"ipv6/conf/{name}/accept_ra", "0")
                 # What the host forwards waits for a link-local address that is free of doubt, up to two seconds.
                 write_setting(f"ipv6/conf/{name}/accept_dad", "0")
@@ -420,6 +421,16 @@ def _add_address(index: int, address: str) -> netlink.Message:
     if address == LOOPBACK_CLIENT:
         body += netlink.attribute(_IFA_CACHEINFO, struct.pack("=IIII", 0, 0xFFFFFFFF, 0, 0))
     return kind, flags, body
+
+
+def _mtu(session: Session, network: Network, bridge: Link) -> int:
+    """Return what MTU a bridge that was made should have: while nobody is on it, it follows the ways out."""
+    if bridge.carrier:
+        return bridge.mtu  # one for all who are on it: who has more would be cut off from who has less
+    try:
+        return interfaces.wanted_mtu(session, network, options_of(network).mtu)
+    except ConfigError:
+        return bridge.mtu  # too little for IPv6
 
 
 def _host_end(endpoint: str) -> str:
