@@ -82,12 +82,36 @@ def test_exposed_ports_are_not_published():
         ("8080:81-80", "invalid port '81-80'"),
         ("8000-8002:80-81", "the ranges 8000-8002 and 80-81 differ in length"),
         ("::1:8080:80", "invalid IP address '::1', an IPv6 address stands in [ ]"),
+        ("[fe80::1%eth0]:80:80", "invalid IP address '[fe80::1%eth0]', an IPv6 address stands in [ ]"),
         ("localhost:8080:80", "invalid IP address 'localhost', an IPv6 address stands in [ ]"),
         ("1.2.3.4:5:6:7", "invalid IP address '1.2.3.4:5', an IPv6 address stands in [ ]"),
     ],
 )
 def test_a_bad_port_is_told_with_the_form(text, reason):
     assert refusal(flags.ports, [text]) == f"-p {text!r}: {reason}; expected {PORTS}"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("8080:80", "8080:81"),
+        ("8080:80", "127.0.0.1:8080:80"),
+        ("[::]:8080:80", "[::1]:8080:80"),
+        ("8080:80/udp", "8079-8081:69-71/udp"),
+    ],
+)
+def test_a_port_of_the_host_is_given_to_one_port_of_the_container(texts):
+    protocol = "udp" if "udp" in texts[0] else "tcp"
+    for pair in (texts, texts[::-1]):
+        assert refusal(flags.ports, pair) == (
+            f"-p {pair[1]!r}: port 8080/{protocol} of the host is asked for twice; choose another one"
+        )
+
+
+def test_a_port_of_the_host_may_lead_elsewhere_at_another_address_or_protocol():
+    texts = ["8080:80", "8080:80/udp", "127.0.0.1:81:80", "127.0.0.2:81:81", "0.0.0.0:82:80", "[::]:82:82", "80", "81"]
+    assert sum(map(len, flags.ports(texts)[1].values())) == len(texts)
+    assert flags.ports(["8080:80", "8080:80"])[1] == one("80/tcp", "8080"), "what is said twice counts once"
 
 
 def test_a_bad_protocol_and_a_bad_field_list_the_known_ones():

@@ -229,6 +229,9 @@ def test_links_on_the_default_network_are_in_the_hosts_file(transom):
     transom.detached("--name", "app", "--link", "db:sql", network="bridge")
     line = f"{address(transom, 'db', 'bridge')}\tsql store db"
     assert line in transom("exec", "app", "cat", "/etc/hosts").splitlines()
+    both = ["--link", "db:sql", "--link", "db"]
+    shown = transom("run", "--rm", *both, "busybox", "cat", "/etc/hosts")
+    assert line in shown.splitlines(), "a container may have several names to another one"
     transom("stop", "-t", "0", "db")
     assert transom.fails("run", "--link", "db", "busybox", "true", code=125) == (
         "cannot link to db: it is not running; start it first"
@@ -880,6 +883,8 @@ def test_the_hosts_file_has_the_containers_own_name_on_each_network_while_it_is_
     assert lines()[-2:] == ["192.0.2.1\tmine", second]
     assert first not in lines()
     assert transom("exec", "web", "hostname", "-i").split() == [address(transom, "web")]
+    dotted = transom("run", "--rm", "--hostname", "shop.example.org", "busybox", "tail", "-n1", "/etc/hosts")
+    assert dotted.split()[1:] == ["shop.example.org", "shop"]
 
 
 def test_the_hosts_file_has_no_ipv6_where_the_container_has_none(transom):

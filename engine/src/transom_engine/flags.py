@@ -70,14 +70,27 @@ def ports(
 ) -> tuple[dict[str, dict[str, str]], dict[str, list[PortBinding]]]:
     """Read ``-p`` and ``--expose`` into `Config.exposed_ports` and `HostConfig.port_bindings`.
 
-    A range of host ports for one container port stays a range: any one of them will do.
+    A range of host ports for one container port stays a range: any one of them will do. What is said twice counts once.
+
+    Raises:
+        ConfigError: bad words, or a port of the host for two ports of the container.
     """
     exposed: dict[str, dict[str, str]] = {}
     bindings: dict[str, list[PortBinding]] = {}
+    taken: dict[tuple[str, str], list[str]] = {}
     for text in publish:
         for key, binding in _publish(text):
             exposed[key] = {}
-            bindings.setdefault(key, []).append(binding)
+            known = bindings.setdefault(key, [])
+            if binding in known and binding.host_port:
+                continue
+            known.append(binding)
+            if binding.host_port.isdecimal():
+                port, protocol = binding.host_port, key.partition("/")[2]
+                addresses = taken.setdefault((port, protocol), [])
+                if any(_overlap(address, binding.host_ip) for address in addresses):
+                    raise _bad("-p", text, f"port {port}/{protocol} of the host is asked for twice; choose another one")
+                addresses.append(binding.host_ip)
     for text in expose:
         container, protocol = _protocol(text, "--expose", "PORT[-PORT][/PROTOCOL]")
         first, last = _range(container, text, "--expose", "PORT[-PORT][/PROTOCOL]", least=1)
@@ -106,6 +119,13 @@ def _publish(text: str) -> list[tuple[str, PortBinding]]:
         (f"{first + step}/{protocol}", PortBinding(host_ip=address, host_port=str(host_first + step)))
         for step in range(last - first + 1)
     ]
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Say whether two addresses of the host that ports are published at have one in common."""
+    pair = {one, other}
+    six = {":" in address for address in pair}
+    return len(pair) == 1 or "" in pair or (len(six) == 1 and bool(pair & {"0.0.0.0", "::"}))
 
 
 def _short(text: str) -> str:
@@ -140,7 +160,7 @@ def _ip(address: str, text: str) -> str:
 
     try:
         bare = address[1:-1] if address[0] == "[" and address[-1] == "]" else address
-        if bare is address and ":" in address:
+        if (bare is address and ":" in address) or "%" in address:
             raise ValueError
         return str(ip_address(bare))
     except ValueError:

@@ -377,7 +377,7 @@ def test_a_mac_address_may_be_written_in_any_of_docker_s_ways(three):
         (["--network", "ip=10.80.0.7"], "--network 'ip=10.80.0.7': no name; expected NAME or name=NAME,"),
         (["--network", "name=a,gw-priority=x"], "gw-priority 'x' is not a whole number"),
         (["--network", "a", "--network", "a"], "--network a is given twice"),
-        (["--network", "host", "--network", "a"], "cannot be connected to host: network host shares or isolates"),
+        (["--network", "host", "--network", "a"], "a container cannot be connected to host: network host shares"),
         (["--network", "a", "--link", ":x"], "--link ':x': no container, or no alias; expected NAME[:ALIAS]"),
         (["--network", "container:app", "--expose", "80"], "conflicting options: --expose and --network container:app"),
         (
@@ -461,14 +461,27 @@ def test_what_becomes_of_the_other_container_is_said_in_a_line(net):
         (["--hostname", "other"], "--hostname"),
         (["--dns", "192.0.2.1"], "--dns"),
         (["--add-host", "a:192.0.2.1"], "--add-host"),
-        (["--network-alias", "other"], "--network-alias or --ip"),
-        (["--ip", "10.77.0.9"], "--network-alias or --ip"),
+        (["--network-alias", "other"], "--network-alias"),
+        (["--ip", "10.77.0.9"], "--ip"),
+        (["--mac-address", "02:42:00:00:00:07"], "--mac-address"),
+        (["--link", "web"], "--link"),
     ],
 )
 def test_what_the_other_container_decides_is_refused(net, words, flag):
     web = net.detached("--name", "web", network="net")
     said = net.fails("create", "--network", "container:web", *words, "busybox", code=125)
     assert said.startswith(f"conflicting options: {flag} and --network container:{web[:10]}")
+
+
+def test_what_needs_an_address_is_refused_where_there_is_none(net):
+    for network in ("host", "none"):
+        for words in (["--ip", "10.77.0.9"], ["--mac-address", "02:42:00:00:00:07"], ["--network-alias", "x"]):
+            assert net.fails("create", "--network", network, *words, "busybox", code=125) == (
+                f"{words[0]} needs a network with addresses: {network} has none"
+            )
+    assert net.fails("create", "--network", "container:", "busybox", code=125) == (
+        "--network container: names no container; write --network container:NAME"
+    )
 
 
 def test_the_host_network_has_the_hosts_name_and_a_lone_container_its_own(transom):

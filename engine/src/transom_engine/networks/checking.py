@@ -26,7 +26,9 @@ def check_networks(engine: Engine, container: Container) -> list[str]:
         NotFound: no such network, driver or container.
     """
     host, settings = container.host_config, container.network_settings
-    mode, _, reference = host.network_mode.partition(":")
+    mode, colon, reference = host.network_mode.partition(":")
+    if colon and not reference:
+        raise ConfigError(f"--network {mode}: names no container; write --network {mode}:NAME")
     if reference:
         opened = engine.network_driver(mode)
         if NetworkCapability.REFERENCE not in opened.capabilities:
@@ -38,10 +40,9 @@ def check_networks(engine: Engine, container: Container) -> list[str]:
     record = engine.networks.for_containers(host.network_mode)
     opened = engine.network_driver(record.driver)
     if NetworkCapability.L2 not in opened.capabilities:
-        place = settings.networks.get(record.name)
         _refuse_with(container, record.name, publish=False, names=False)
-        if place is not None and (place.ipam_config or place.aliases):
-            raise ConfigError(f"--ip and --network-alias need a network with addresses: {record.name} has none")
+        for flag in _flags_of(settings.networks.get(record.name, EndpointSettings())):
+            raise ConfigError(f"{flag} needs a network with addresses: {record.name} has none")
     settings.networks.setdefault(record.name, EndpointSettings())
     for name, place in settings.networks.items():
         other = engine.networks.for_containers(name)
@@ -62,13 +63,21 @@ def _refuse_with(container: Container, mode: str, *, publish: bool, names: bool)
         "--hostname": names and config.hostname,
         "--dns": names and (host.dns or host.dns_search or host.dns_options),
         "--add-host": names and host.extra_hosts,
-        "--network-alias or --ip": names and any(
-            p.aliases or p.ipam_config for p in container.network_settings.networks.values()
-        ),
-    }  # fmt: skip
-    for flag, given in asked.items():
+    }
+    said = [flag for place in container.network_settings.networks.values() if names for flag in _flags_of(place)]
+    for flag, given in (*asked.items(), *dict.fromkeys(said, True).items()):
         if given:
             raise ConfigError(f"conflicting options: {flag} and --network {mode[:30]}: the other container decides")
+
+
+def _flags_of(place: EndpointSettings) -> list[str]:
+    """Return what a user has said of a place on a network, by flag."""
+    asked = place.ipam_config or {}
+    words = {
+        "--ip": "IPv4Address", "--ip6": "IPv6Address", "--mac-address": "MacAddress", "--link-local-ip": "LinkLocalIPs"
+    }  # fmt: skip
+    flags = {**{flag: asked.get(key) for flag, key in words.items()}, "--network-alias": place.aliases}
+    return [flag for flag, given in {**flags, "--link": place.links}.items() if given]
 
 
 def check_place(engine: Engine, record: NetworkRecord, place: EndpointSettings) -> None:
@@ -96,7 +105,8 @@ def check_connectable(engine: Engine, container: Container, record: NetworkRecor
         driver = name.partition(":")[0] if ":" in name else engine.networks.driver_of(name)
         if driver and NetworkCapability.HOT_PLUG not in engine.network_driver(driver).capabilities:
             raise ConfigError(
-                f"container {container.name} cannot be connected to {record.name}:"
+                f"{f'container {container.name}' if container.name else 'a container'} cannot be connected to"
+                f" {record.name}:"
                 f" network {name[:30]} shares or isolates its namespace whole"
             )
 

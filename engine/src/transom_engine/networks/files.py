@@ -135,7 +135,8 @@ def change_hosts(
 
 def _own_lines(container: Container, place: EndpointSettings) -> list[str]:
     name, domain = container.config.hostname, container.config.domainname
-    names = f"{name}.{domain} {name}" if domain else name
+    full = f"{name}.{domain}" if domain else name
+    names = " ".join(dict.fromkeys((full, name if domain else name.partition(".")[0])))
     return [f"{address}\t{names}" for address in (place.ip_address, place.global_ipv6_address) if address]
 
 

@@ -22,7 +22,7 @@ def resolves(engine: Engine, container: Container) -> bool:
 
 def linked(engine: Engine, container: Container) -> dict[str, str]:
     """Return, by address, what the container calls others that it has links to where names are not resolved."""
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for network, place in container.network_settings.networks.items():
         for link in place.links or () if not _has_names(engine, network) else ():
             name, _, alias = link.partition(":")
@@ -32,8 +32,8 @@ def linked(engine: Engine, container: Container) -> dict[str, str]:
                 continue  # it has been removed since
             theirs = other.network_settings.networks.get(network)
             if theirs is not None and theirs.ip_address and other.state.running:
-                found[theirs.ip_address] = " ".join(dict.fromkeys((alias, other.config.hostname, other.name)))
-    return found
+                found.setdefault(theirs.ip_address, []).extend((alias, other.config.hostname, other.name))
+    return {address: " ".join(dict.fromkeys(names)) for address, names in found.items()}
 
 
 def has_names(engine: Engine, record: NetworkRecord) -> bool:
