@@ -235,7 +235,7 @@ def network(text: str) -> tuple[str, EndpointSettings]:
     if "=" not in text:
         return text, EndpointSettings()
     name, place, options = "", EndpointSettings(), list[str]()
-    for part in text.split(","):
+    for part in _fields(text):
         field, _, value = part.partition("=")
         match field.lower():
             case "name":
@@ -257,6 +257,18 @@ def network(text: str) -> tuple[str, EndpointSettings]:
         raise _bad("--network", text, "no name", _PLACE)
     place.driver_opts = pairs(options, flag="--network driver-opt") or None
     return name, place
+
+
+def _fields(text: str) -> list[str]:
+    """Split at commas; a field in double quotes may have some (RFC 4180), as a list of an endpoint's settings has."""
+    if '"' not in text:
+        return text.split(",")
+    import csv
+
+    try:
+        return next(csv.reader([text], strict=True))
+    except csv.Error as error:
+        raise _bad("--network", text, str(error), _PLACE) from None
 
 
 def priority(value: str, text: str) -> int:
