@@ -123,6 +123,7 @@ def _host(engine: Engine) -> Iterator[Check]:
     yield from _limits(engine)
     yield from _capabilities()
     yield _forwarding(engine)
+    yield from _firewalls()
     yield _disk(engine)
 
 
@@ -185,6 +186,13 @@ def _forwarding(engine: Engine) -> Check:
     return Check(
         "forwarding", "remark", "IPv4 is not forwarded, and ip-forward is off: containers reach this host only"
     )
+
+
+def _firewalls() -> Iterator[Check]:
+    from transom_engine.foreign import obstacles
+
+    for text in obstacles():
+        yield Check("firewall", "remark", f'{text}; see "The firewall" in docs/networking.md')
 
 
 def _disk(engine: Engine) -> Check:

@@ -289,3 +289,38 @@ def test_exposed_lists_every_way_in_and_no_other(transom):
     ])  # fmt: skip
     transom("rm", "-f", *(f"on-{name}" for name in ("lan", "open", "routed", "trusting", "host")), "web")
     assert transom("network", "exposed").split() == ["ADDRESS", "PORT", "CONTAINER", "TARGET", "NETWORK", "REASON"]
+
+
+def test_a_field_of_a_place_may_have_commas_in_quotes(transom):
+    transom("network", "create", "--subnet", "10.9.0.0/24", "net")
+    option = "driver-opt=com.docker.network.endpoint.sysctls"
+    settings = "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.forwarding=0"
+    shown = ["cat", "/proc/sys/net/ipv4/conf/eth0/log_martians", "/proc/sys/net/ipv4/conf/eth0/forwarding"]
+    assert (
+        transom("run", "--rm", "--network", f'name=net,"{option}={settings}",ip=10.9.0.7', "busybox", *shown) == "1\n0"
+    )
+    assert transom.fails("run", "--network", 'name=net,"alias=a', "busybox", "true", code=125).startswith(
+        "--network 'name=net,\"alias=a': unexpected end of data; expected NAME or name=NAME,alias=A,"
+    )
+
+
+# What other firewalls do
+
+
+def test_doctor_names_the_firewalls_that_stand_in_the_way(transom):
+    def remarks():
+        report = json.loads(transom.call("doctor", "--format", "json").out)
+        return [check["Text"].partition(";")[0] for check in report["Host"] if check["Name"] == "firewall"]
+
+    transom("network", "create", "net")
+    assert remarks() == []
+    for rules in (
+        "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }",
+        "table inet mine { chain pass { type filter hook forward priority 0; policy accept; drop; }; }",
+        "table inet firewalld { chain filter_FORWARD { type filter hook forward priority 10; policy accept; }; }",
+    ):
+        inside(transom.netns, subprocess.run, ["nft", rules], check=True)
+    assert remarks() == [
+        "firewalld runs: bridges reach nothing unless they are in a zone with the target ACCEPT",
+        "table ip filter, chain FORWARD drops what no rule of it lets through (policy drop), containers' packets too",
+    ]
