@@ -12,6 +12,7 @@ import msgspec
 
 from transom.errors import NotFound, TransomError
 from transom_engine.model import ZERO_TIME, Container, EndpointSettings
+from transom_engine.networks.model import DEFAULT
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
@@ -61,10 +62,17 @@ def _inspect(engine: Engine, name: str, kind: str, size: bool) -> Any:
 
             return msgspec.to_builtins(inspect_image(engine.images, name, driver=engine.default_driver("storage")))
         case "network":
-            return msgspec.to_builtins(engine.networks.inspect(name))
+            return _network(engine, name)
     volume = msgspec.to_builtins(engine.volumes.get(name))
     del volume["Anonymous"]
     return volume
+
+
+def _network(engine: Engine, name: str) -> dict[str, Any]:
+    record = engine.networks.inspect(name)
+    found: dict[str, Any] = msgspec.to_builtins(record)
+    subnets = engine.addresses.counts(record)
+    return {**found, "Status": {"IPAM": {"Subnets": subnets}}} if subnets else found
 
 
 def container(engine: Engine, record: Container, *, size: bool = False) -> dict[str, Any]:
@@ -137,8 +145,8 @@ def _mount(point: dict[str, Any]) -> dict[str, Any]:
 
 def _network_settings(record: Container, known: dict[str, Any]) -> dict[str, Any]:
     """Lift the place on the default network to the top, where Docker has it too."""
-    first = known["Networks"].get("bridge") or msgspec.to_builtins(EndpointSettings())
-    places = {name: {**known["Networks"][name], "Links": None} for name in record.network_settings.chosen}
+    first = known["Networks"].get(DEFAULT) or msgspec.to_builtins(EndpointSettings())
+    places = {name: _place(record, name, known["Networks"][name]) for name in sorted(record.network_settings.chosen)}
     sandbox = {"SandboxKey": f"/proc/{record.state.pid}/ns/net"} if record.state.pid else {}
     return {
         **_NETWORK_SETTINGS,
@@ -147,6 +155,14 @@ def _network_settings(record: Container, known: dict[str, Any]) -> dict[str, Any
         **{key: first[key] for key in _PLACE},
         "Networks": places,
     }
+
+
+def _place(record: Container, network: str, place: dict[str, Any]) -> dict[str, Any]:
+    """Add to a place on a network the names that others on it find the container by: none on the default one."""
+    if network == DEFAULT:
+        return {**place, "Links": None, "DNSNames": None}
+    names = (record.name, *(place["Aliases"] or ()), record.id[:12], record.config.hostname)
+    return {**place, "DNSNames": [*dict.fromkeys(filter(None, names))]}
 
 
 def command(record: Container) -> list[str]:

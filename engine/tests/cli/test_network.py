@@ -37,6 +37,52 @@ def test_create_prints_the_id_and_inspect_shows_what_was_asked(transom):
     assert transom("network", "inspect", "-f", "{{.Name}} {{.Internal}}", "n1") == "n1 false"
 
 
+def test_inspect_counts_the_addresses_of_each_subnet(transom):
+    words = ["--subnet", "10.9.0.0/24", "--ip-range", "10.9.0.240/29", "--aux-address", "a=10.9.0.200"]
+    transom("network", "create", "--ipv6", *words, "--aux-address", "b=10.9.0.241", "--subnet", "fd09::/64", "n1")
+    form = "{{json .Status.IPAM.Subnets}}"
+    # In use: the network's, the broadcast's, the gateway's and both set aside; of the range one of those.
+    assert transom("network", "inspect", "-f", form, "n1") == (
+        '{"10.9.0.0/24":{"IPsInUse":5,"DynamicIPsAvailable":7},'
+        '"fd09::/64":{"IPsInUse":2,"DynamicIPsAvailable":18446744073709551614}}'
+    )
+    transom.detached("--name", "one", network="n1")
+    transom.detached("--name", "two", "--ip", "10.9.0.77", network="n1")
+    counts = transom.inspect("n1")["Status"]["IPAM"]["Subnets"]
+    assert counts["10.9.0.0/24"] == {"IPsInUse": 7, "DynamicIPsAvailable": 6}
+    assert counts["fd09::/64"] == {"IPsInUse": 4, "DynamicIPsAvailable": 2**64 - 4}
+    transom("network", "create", "--ipv6", "--subnet", "10.10.0.0/31", "--subnet", "fd10::/56", "n2")
+    assert transom.inspect("n2")["Status"]["IPAM"]["Subnets"] == {
+        "10.10.0.0/31": {"IPsInUse": 1, "DynamicIPsAvailable": 1},
+        "fd10::/56": {"IPsInUse": 2, "DynamicIPsAvailable": 2**64 - 1},
+    }
+    assert "Status" not in transom.inspect("none")
+
+
+def test_inspect_has_a_containers_networks_by_name_with_its_names_there(net):
+    net("network", "create", "also")
+    net.detached("--name", "db", network="net")
+    net.detached("--name", "web", "--hostname", "shop", "--network-alias", "www", "--link", "db:sql", network="net")
+    net("network", "connect", "also", "web")
+    net("network", "connect", "bridge", "web")
+    record = net.inspect("web")
+    places = record["NetworkSettings"]["Networks"]
+    assert [*places] == ["also", "bridge", "net"]
+    assert places["net"]["DNSNames"] == ["web", "www", record["Id"][:12], "shop"]
+    assert places["also"]["DNSNames"] == ["web", record["Id"][:12], "shop"]
+    assert places["bridge"]["DNSNames"] is None
+    assert places["net"]["Links"] == ["db:sql"]
+    for name in places["net"]["DNSNames"]:
+        assert places["net"]["IPAddress"] in net("exec", "db", "nslookup", name, "127.0.0.11")
+
+
+def test_an_address_that_another_container_has_is_refused_with_its_name(net):
+    net.detached("--name", "web", "--ip", "10.77.0.9", network="net")
+    assert net.fails("run", "--network", "net", "--ip", "10.77.0.9", "busybox", code=125) == (
+        "address 10.77.0.9 of network net belongs to container web; ask for another one"
+    )
+
+
 def test_each_range_and_gateway_goes_to_the_subnet_that_it_is_in(transom):
     subnets = ["--subnet", "10.9.0.0/24", "--subnet", "fd09::/64", "--ipv6"]
     transom("network", "create", *subnets, "--gateway", "fd09::9", "--gateway", "10.9.0.9", "n1")

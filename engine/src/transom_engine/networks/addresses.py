@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from transom.contract.network import Endpoint, Network, NetworkCapability, Subnet
-from transom.errors import ConfigError, NotFound
+from transom.errors import ConfigError, Conflict, NotFound
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.contracts import endpoint_of, family, keeps_addresses, network_of
 from transom_engine.networks.model import IpamConfig, NetworkRecord, configs_of
@@ -78,7 +78,53 @@ class Addresses:
                 raise ConfigError(f"container {container.name} has IPv6 switched off by a setting: leave --ip6 away")
         if driver.keeps_addresses(network=network):
             return driver.allocate(network=network, endpoint=endpoint)
-        return self.ipam.allocate(network, endpoint) if network.subnets else endpoint
+        if not network.subnets:
+            return endpoint
+        try:
+            return self.ipam.allocate(network, endpoint)
+        except Conflict:
+            self._refuse_taken(network, endpoint)
+            raise
+
+    def _refuse_taken(self, network: Network, endpoint: Endpoint) -> None:
+        """Name the container that has an address that the endpoint asks for, where there is one."""
+        owners = {
+            place.endpoint_id: c.name for c in self.engine.state.containers()
+            for place in c.network_settings.networks.values() if place.endpoint_id != endpoint.id
+        }  # fmt: skip
+        for address, owner in self.ipam.leases(network).items():
+            if address in endpoint.addresses and owner in owners:
+                raise Conflict(
+                    f"address {address} of network {network.name} belongs to container {owners[owner]};"
+                    " ask for another one"
+                )
+
+    def counts(self, record: NetworkRecord) -> dict[str, dict[str, int]]:
+        """Count the addresses of each subnet that core's IPAM gives, in the words of Docker's API (1.52, SubnetStatus).
+
+        ``IPsInUse`` are those that somebody has or nobody may have, ``DynamicIPsAvailable`` those that are left to be
+        given, of the range where there is one; neither is more than 64 bits hold.
+        """
+        from ipaddress import ip_address
+
+        from transom.services.ipam import parse_subnet, usable
+
+        if record.config_only or not record.ipam.config or keeps_addresses(self.engine, record):
+            return {}
+        leases = [ip_address(address).packed for address in self.ipam.leases(network_of(self.engine, record))]
+        found = {}
+        for config in record.ipam.config:
+            block, part = parse_subnet(config.subnet), parse_subnet(config.ip_range or config.subnet)
+            low, high = usable(block)
+            first, last = max(low, part[0].packed), min(high, part[-1].packed)
+            taken = [address for address in leases if len(address) == len(low) and low <= address <= high]
+            given = sum(first <= address <= last for address in taken)
+            counts = {
+                "IPsInUse": block.num_addresses - _size(low, high) + len(taken),
+                "DynamicIPsAvailable": _size(first, last) - given,
+            }
+            found[config.subnet] = {name: min(count, 2**64 - 1) for name, count in counts.items()}
+        return found
 
     def release(self, container: Container, name: str, place: EndpointSettings) -> None:
         """Give an endpoint's addresses back; those of a network that is gone, too."""
@@ -94,6 +140,10 @@ class Addresses:
         self.engine.network_driver(record.driver).release(
             network=network_of(self.engine, record), endpoint=endpoint_of(self.engine, container, record, place)
         )
+
+
+def _size(first: bytes, last: bytes) -> int:
+    return int.from_bytes(last) - int.from_bytes(first) + 1
 
 
 def _asked(record: NetworkRecord, subnets: tuple[Subnet, ...]) -> tuple[Subnet, ...]:
