@@ -9,17 +9,19 @@ import subprocess
 import threading
 import time
 from binascii import b2a_base64
+from contextlib import contextmanager
 
 import pytest
 
+from transom.drivers import Drivers
+from transom.errors import ConfigError, DriverError
 from transom.services.netns import create, inside, loopback_up
-from transom_network_overlay.etcd import Away, Etcd, Tls, absent, delete, put
+from transom_network_overlay.etcd import Away, Etcd, Refused, Tls, absent, delete, put
 from transom_network_overlay.examples import await_etcd, start, stop
 
 PATIENCE = 60.0
 
 
-URL = "https://127.0.0.1:2379"
 NOBODY = "http://127.0.0.1:1"
 
 
@@ -49,34 +51,42 @@ def certificate(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def secure(certificate, tmp_path_factory, netns):
-    """An etcd that shows the certificate and wants to be shown it."""
+@contextmanager
+def member(netns, folder, certificate, *, address):
+    """Run an etcd that shows the certificate and wants to be shown it."""
     if not shutil.which("etcd"):
         pytest.skip("the program etcd is missing: install etcd-server")
-    peers = "http://127.0.0.1:2380"
+    url, peers = f"https://{address}:2379", f"http://{address}:2380"
     process = inside(
         netns,
         subprocess.Popen,
         [
-            "etcd", "--name", "one", "--data-dir", tmp_path_factory.mktemp("etcd"), "--logger", "zap",
-            "--log-level", "error", "--listen-client-urls", URL, "--advertise-client-urls", URL,
+            "etcd", "--name", "one", "--data-dir", folder, "--logger", "zap", "--log-level", "error",
+            "--listen-client-urls", url, "--advertise-client-urls", url,
             "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"one={peers}",
             "--cert-file", certificate / "cert.pem", "--key-file", certificate / "key.pem",
             "--trusted-ca-file", certificate / "cert.pem", "--client-cert-auth",
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            inside(netns, socket.create_connection, ("127.0.0.1", 2379), timeout=1).close()
-            break
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    yield URL
-    stop(process)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                inside(netns, socket.create_connection, (address, 2379), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        yield url
+    finally:
+        stop(process)
+
+
+@pytest.fixture(scope="module")
+def secure(certificate, tmp_path_factory, netns):
+    with member(netns, tmp_path_factory.mktemp("etcd"), certificate, address="127.0.0.1") as url:
+        yield url
 
 
 def test_what_is_written_over_tls_is_read_and_heard_of(secure, certificate, netns):
@@ -120,6 +130,63 @@ def test_a_member_that_is_not_trusted_or_trusts_not_is_away(secure, certificate,
         etcd.close()
 
 
+def expired(folder):
+    """Make a certificate for 127.0.0.3 whose time is over."""
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.3\n")
+    for words in (
+        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=x -keyout key.pem -out request.pem",
+        "x509 -req -in request.pem -signkey key.pem -days -1 -extfile names -out cert.pem",
+    ):
+        subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True)
+
+
+def test_what_etcd_and_a_host_are_not_agreed_on_is_one_line_that_says_where_to_look(
+    secure, certificate, netns, tmp_path
+):
+    """An unknown signer, no certificate to show, one that is over; the same by any command."""
+    expired(tmp_path)
+    pem, key = certificate / "cert.pem", certificate / "key.pem"
+    shown = {"etcd-cert": pem, "etcd-key": key}
+    with member(netns, tmp_path / "etcd", tmp_path, address="127.0.0.3") as late:
+        for options, words in (
+            ({"etcd": secure, **shown}, "certificate verify failed: self-signed certificate"),
+            ({"etcd": secure, "etcd-ca": pem}, "alert"),
+            ({"etcd": late, "etcd-ca": tmp_path / "cert.pem", **shown}, "certificate has expired"),
+        ):
+            with pytest.raises(DriverError, match="etcd and this host are not agreed") as caught:
+                listed(netns, tmp_path, options)
+            assert words in str(caught.value)
+            assert str(caught.value).endswith(
+                "what runs goes on; look at etcd-ca, etcd-cert, etcd-user and etcd-password-file in the config, and "
+                "at the user's roles"
+            )
+            assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_none_of_pem_is_named(secure, certificate, netns, tmp_path):
+    (tmp_path / "no.pem").write_text("nothing")
+    pem, key, wrong, gone = certificate / "cert.pem", certificate / "key.pem", tmp_path / "no.pem", tmp_path / "gone"
+    shown = {"etcd-cert": pem, "etcd-key": key}
+    for options, words in (
+        ({"etcd-ca": gone, **shown}, f"etcd-ca {gone} cannot be used: No such file or directory; name files in PEM"),
+        ({"etcd-ca": wrong, **shown}, f"etcd-ca {wrong} cannot be used: "),
+        ({"etcd-cert": pem, "etcd-key": gone}, f"etcd-cert and etcd-key {pem}, {gone} cannot be used: No such file"),
+        ({"etcd-user": "me", "etcd-password-file": gone}, f"etcd-password-file {gone}: No such file or directory"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            listed(netns, tmp_path, {"etcd": secure, **options})
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def listed(netns, place, options):
+    words = {name: str(value) for name, value in options.items()} | {"address": "127.0.0.9", "host": "x"}
+    driver = Drivers(state=place, run=place).open("network", "overlay", words, where="here")
+    for path in place.glob("**/away"):
+        path.unlink()
+    return inside(netns, driver.networks)
+
+
 def test_a_user_is_known_by_a_password_and_a_wrong_one_is_said_in_a_line(netns, tmp_path):
     """The role may no more than the driver needs: keys below its prefix."""
     if not shutil.which("etcd"):
@@ -155,11 +222,11 @@ def test_a_user_is_known_by_a_password_and_a_wrong_one_is_said_in_a_line(netns, 
             (Tls(), "user name is empty"),
         ):
             other = Etcd([url], tls)
-            with pytest.raises(Away, match=words) as caught:
+            with pytest.raises(Refused, match=words) as caught:
                 inside(netns, other.read, "/x/")
             assert "\n" not in str(caught.value)
             other.close()
-        with pytest.raises(Away, match="permission denied"):
+        with pytest.raises(Refused, match="permission denied"):
             inside(netns, me.read, "/y/")
         me.close()
     finally:

@@ -32,7 +32,7 @@ from transom.services.options import Duration
 from transom.services.parents import ParentDriver
 from transom_network_overlay import encryption, forwarding
 from transom_network_overlay.encryption import Encryption, Plan, Site
-from transom_network_overlay.etcd import Away, Etcd, Tls, towards
+from transom_network_overlay.etcd import Away, Etcd, Refused, Tls, towards
 from transom_network_overlay.store import LAST_VNI, Known, Member, Peer, Store, Stored
 
 T = TypeVar("T")
@@ -266,6 +266,12 @@ class Overlay(ParentDriver):
                 )  # fmt: skip
             self.settle_debts(store)
             return work(store)
+        except Refused as error:
+            raise DriverError(
+                operation, driver=DRIVER, subject=subject, cause=f"etcd and this host are not agreed ({error})",
+                hint="what runs goes on; look at etcd-ca, etcd-cert, etcd-user and etcd-password-file in the config, "
+                "and at the user's roles",
+            ) from error  # fmt: skip
         except Away as error:
             raise DriverError(
                 operation, driver=DRIVER, subject=subject, cause=f"etcd cannot be reached ({error})",
@@ -478,7 +484,7 @@ class Overlay(ParentDriver):
             try:
                 self.with_store("detach", endpoint.id[:12], work)
                 return
-            except DriverError:
+            except (DriverError, ConfigError):  # the files that the config names may be gone
                 self._ask_again = time.monotonic() + _AWAY
         self.owe(what, network.id, endpoint.id)
 

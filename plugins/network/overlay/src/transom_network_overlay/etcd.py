@@ -13,19 +13,31 @@ import time
 from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterable, Iterator
 from http.client import HTTPConnection, HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from transom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
 CONNECT, ANSWER = 1.0, 3.0
 """Seconds for a member to take a connection and to answer."""
+
+_REFUSALS = {400, 401, 403}
+"""How the gateway says that a user or a password is wrong or missing, or that the user may not do that."""
 
 Operation = dict[str, Any]
 
 
 class Away(Exception):
     """No member of etcd answers, or those that do have no leader; the text says what each of them said."""
+
+
+class Refused(Away):
+    """Those members that answer do not let this host in, or it does not trust them."""
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -125,18 +137,18 @@ class Etcd:
             self._connection = None
 
     def connect(self) -> HTTPConnection:
-        """Make a connection to the member whose turn it is."""
+        """Make a connection to the member whose turn it is.
+
+        Raises:
+            ConfigError: a file that the connection needs cannot be used.
+        """
         parts = urlsplit(self.urls[0])
         port = parts.port or 2379
         if parts.scheme == "https":
             from http.client import HTTPSConnection
-            from ssl import create_default_context
 
-            context = create_default_context(cafile=self._tls.ca or None)
-            if self._tls.cert:
-                context.load_cert_chain(self._tls.cert, self._tls.key or None)
             made: HTTPConnection = HTTPSConnection(
-                parts.hostname or "", port, timeout=self._time(CONNECT), context=context
+                parts.hostname or "", port, timeout=self._time(CONNECT), context=_context(self._tls)
             )
         else:
             made = HTTPConnection(parts.hostname or "", port, timeout=self._time(CONNECT))
@@ -161,7 +173,9 @@ class Etcd:
 
         Raises:
             Away: none does.
+            Refused: there is one, to which this host is nobody.
         """
+        refused = False
         said: dict[str, str] = {}
         fresh = self._connection is None
         self._deadline = time.monotonic() + self.patience
@@ -174,11 +188,12 @@ class Etcd:
                 if not fresh:  # the member may have closed a connection that was idle
                     fresh = True
                     continue
+                refused = refused or _is_refusal(error)
                 said.setdefault(self.urls[0], str(error) or type(error).__name__)
                 self.urls.append(self.urls.pop(0))
                 if len(said) == len({*self.urls}):
                     break
-        raise Away("; ".join(f"{url}: {text}" for url, text in sorted(said.items())))
+        raise (Refused if refused else Away)("; ".join(f"{url}: {text}" for url, text in sorted(said.items())))
 
     def _ask(self, connection: HTTPConnection, path: str, body: Operation) -> Any:
         headers = {"Content-Type": "application/json", **self._token}
@@ -186,7 +201,8 @@ class Etcd:
         response = connection.getresponse()
         data = response.read()
         if response.status != 200:
-            raise Away(_reason(data) or f"HTTP {response.status}")
+            kind = Refused if response.status in _REFUSALS else Away
+            raise kind(_reason(data) or f"HTTP {response.status}")
         return msgspec.json.decode(data)
 
     def transact(
@@ -297,6 +313,27 @@ class Stream:
                 pair = _pair(event["kv"])
                 gone = event.get("type") == "DELETE"
                 yield Event(key=pair.key, value=None if gone else pair.value, revision=pair.revision)
+
+
+def _context(tls: Tls) -> SSLContext:
+    from ssl import create_default_context
+
+    option, path = "etcd-ca", tls.ca
+    try:
+        context = create_default_context(cafile=tls.ca or None)
+        if tls.cert:
+            option, path = "etcd-cert and etcd-key", f"{tls.cert}, {tls.key}"
+            context.load_cert_chain(tls.cert, tls.key)
+    except OSError as error:
+        raise ConfigError(
+            f"network driver overlay: {option} {path} cannot be used: {error.strerror or error}; name files in PEM"
+        ) from None
+    return context
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether it is a member's word, or one of TLS: which is not imported where it is not used."""
+    return isinstance(error, Refused) or "SSLError" in {kind.__name__ for kind in type(error).__mro__}
 
 
 def _b64(data: bytes) -> str:
