@@ -16,10 +16,10 @@ from transom.contract.network import Endpoint, Network, Subnet
 from transom.drivers import Drivers
 from transom.errors import ConfigError, Conflict, DriverError, NotFound
 from transom.services.netns import inside
-from transom_conformance.network import ip_batch, together
+from transom_conformance.network import ip_batch, ip_json, together
 from transom_network_overlay import OverlayOptions, following
 from transom_network_overlay.examples import await_etcd
-from transom_network_overlay.store import Store
+from transom_network_overlay.store import Known, Peer, Store
 
 
 def test_all_reach_all_by_both_families_and_nothing_is_flooded(world):
@@ -88,6 +88,21 @@ def test_a_container_that_moves_is_reached_at_its_new_host_in_less_than_a_second
         assert moving.endpoint.addresses == address
         begun = time.monotonic()
         world.eventually(lambda moving=moving: client.reaches(moving, seconds=0.3))
+        times.append(time.monotonic() - begun)
+        if times[-1] < 1.0:
+            break
+    assert min(times) < 1.0, times
+
+
+def test_a_new_container_is_reached_from_the_others_in_less_than_a_second(world):
+    """K10: at its first attempt the host that watches has heard of it; the best of several, as hosts are busy."""
+    network = world.network()
+    client = world.join(0, network)
+    times = []
+    for turn in range(5):
+        new = world.join(1 + turn % 2, network)
+        begun = time.monotonic()
+        world.eventually(lambda new=new: client.reaches(new, seconds=0.3))
         times.append(time.monotonic() - begun)
         if times[-1] < 1.0:
             break
@@ -308,11 +323,99 @@ def test_entries_that_somebody_changes_are_put_right(world, monkeypatch):
     one, two = world.join(0, network), world.join(1, network)
     world.eventually(lambda: one.reaches(two))
     device = f"vx-{network.id[:12]}"
-    inside(
-        world.hosts[0].netns, subprocess.run, ["bridge", "fdb", "del", two.attachment.mac, "dev", device], check=True
-    )
-    inside(world.hosts[0].netns, ip_batch, f"neigh del {two.address} dev {device}")
+    here, mac = world.hosts[0].netns, two.attachment.mac
+    inside(here, subprocess.run, ["bridge", "fdb", "del", mac, "dev", device], check=True)
     world.eventually(lambda: one.reaches(two))
+    inside(here, ip_batch, f"neigh del {two.address} dev {device}")
+    world.eventually(lambda: one.reaches(two))
+
+
+def test_entries_that_somebody_changes_are_reported_and_repaired_and_the_others_stay(world):
+    """L9, L10: of a forwarding table and a neighbour table, as doctor does it."""
+    network = world.network()
+    one, two, three = world.join(0, network), world.join(1, network), world.join(2, network)
+    for other in (two, three):
+        world.eventually(lambda other=other: one.reaches(other))
+    device, here = f"vx-{network.id[:12]}", world.hosts[0].netns
+    mac, stranger = two.attachment.mac, "02:42:00:00:00:99"
+
+    def check():
+        return one.driver.check(network=network, endpoints=(one.endpoint,))
+
+    assert check() == []
+    for words in (f"del {mac}", f"add {stranger} dst 10.99.0.3"):
+        inside(here, subprocess.run, ["bridge", "fdb", *words.split(), "dev", device], check=True)
+    inside(here, ip_batch, f"neigh replace {two.address} lladdr {stranger} dev {device} nud permanent")
+    assert check() == [
+        f"what is for {stranger} goes to 10.99.0.3, not to none",
+        f"what is for {mac} goes to no host, not to 10.99.0.2",
+        f"{two.address} is taken for {stranger}, not for {mac}",
+    ]
+    assert one.reaches(three, seconds=10)
+    one.driver.create_network(network=network)
+    assert check() == []
+    assert one.reaches(two, seconds=10)
+
+
+def test_of_hosts_that_make_a_network_of_one_name_at_once_one_does(world, tmp_path):
+    """S2: the others hear of it; and of different names made at once each gets a VNI and a subnet of its own."""
+
+    def work(worker):
+        network = Network(id=f"{worker:x}" * 64, name="contested", options=OverlayOptions())
+        world.hosts[worker % 3].driver().settle(network=network)
+
+    assert sorted(together(work, 6)) == [0, 2, 2, 2, 2, 2]  # 2: a conflict
+    (winner,) = world.hosts[0].driver().networks()
+    world.networks.append(winner)
+
+    def of_its_own(worker):
+        network = Network(id=f"{worker + 8:x}" * 64, name=f"own-{worker}", options=OverlayOptions())
+        network = world.hosts[worker % 3].driver().settle(network=network)
+
+    assert together(of_its_own, 6) == [0] * 6
+    world.networks += [network for network in world.hosts[0].driver().networks() if network != winner]
+    store = inside(world.hosts[0].netns, world.hosts[0].driver().driver.store)
+    stored = [*inside(world.hosts[0].netns, store.networks).values()]
+    store.etcd.close()
+    assert len({one.vni for one in stored}) == len({one.subnets[0].pool for one in stored}) == 7
+
+
+def test_a_device_that_a_network_left_gives_its_vni_up(world):
+    """What this engine made and nobody is on; that of somebody else stays, and is named."""
+    network = world.network(options=OverlayOptions(vni=4242))
+    world.hosts[1].driver().create_network(network=network)
+    world.hosts[0].driver().delete_network(network=network)
+    again = world.network(options=OverlayOptions(vni=4242))
+    there = world.hosts[1].netns
+    new = world.join(1, again)
+    assert {link["ifname"] for link in inside(there, ip_json, "link")} == {"lo", "up0", f"vx-{again.id[:12]}"}
+    new.leave()
+    world.hosts[1].driver().delete_network(network=again)
+    last = world.network(options=OverlayOptions(vni=4242))
+    inside(there, ip_batch, "link add theirs type vxlan id 4242 dstport 4789 local 10.99.0.2 proxy")
+    try:
+        with pytest.raises(Conflict, match=r"another VXLAN device on this host has VNI 4242 at port 4789; remove it"):
+            world.hosts[1].driver().create_network(network=last)
+    finally:
+        inside(there, ip_batch, "link delete theirs")
+
+
+def test_more_endpoints_than_the_kernel_keeps_neighbours_are_all_known(world):
+    """Entries that are permanent do not count for gc_thresh3, 1024 (ip-sysctl): nothing is to be set on the host."""
+    peers = tuple(
+        Peer(
+            endpoint=f"{number:064x}", addresses=(f"10.210.{number >> 8}.{number & 255}/16",), host="elsewhere",
+            mac=f"02:42:0a:d2:{number >> 8:02x}:{number & 255:02x}", vtep="10.99.0.2", boot="b", revision=1,
+        )
+        for number in range(2000)
+    )  # fmt: skip
+    network = world.network()
+    driver = world.hosts[0].driver()
+    driver.create_network(network=network)
+    assert driver.apply(network.id, "h1", Known(revision=1, peers=peers))
+    told = inside(world.hosts[0].netns, ip_json, "neigh", "show", "dev", f"vx-{network.id[:12]}", "nud", "permanent")
+    assert len(told) == 2000
+    assert driver.check(network=network, endpoints=()) == []
 
 
 def test_the_watch_goes_over_to_another_container_when_the_one_is_killed(world):

@@ -428,10 +428,25 @@ class Overlay(ParentDriver):
                 netlink.set_up(name),
             )
         except FileExistsError:
+            if self._reclaim(session, record.vni, port):
+                self.make_own_parent(session, network, name)
+                return
             raise Conflict(
                 f"network {network.name}: another VXLAN device on this host has VNI {record.vni} at port "
                 f"{port}; remove it (`ip -d link show type vxlan`)"
             ) from None
+
+    def _reclaim(self, session: Session, vni: int, port: int) -> bool:
+        """Remove the device that a network has left that had the VNI before; False where it is not one of ours."""
+        start = self._alias("network", "")
+        used = {child.network for child in self.children(session)}
+        for link in session.links():
+            data, id = netlink.attributes(link.data), link.alias.removeprefix(start)
+            same = data.get(_ID) == struct.pack("=I", vni) and data.get(_PORT) == struct.pack("!H", port)
+            if link.kind == "vxlan" and same and id not in used and self.recorded(id):
+                interfaces.remove(session, link.name)
+                return True
+        return False
 
     def _port(self, network: Network) -> int:
         port: int = self.options.encrypted_port if _options(network).secret else self.options.port
@@ -609,13 +624,24 @@ class Overlay(ParentDriver):
 
     def check(self, network: Network, endpoints: tuple[Endpoint, ...]) -> list[str]:
         """Compare the devices and the encryption with what should be there."""
-        said = super().check(network, endpoints)
+        said = super().check(network, endpoints) + self._strays(network)
         wanted = self._wanted({})[0] if _options(network).secret else None
         return said + (self.encryption.differences(wanted) if wanted else [])
 
+    def _strays(self, network: Network) -> list[str]:
+        """Compare the kernel's entries of the endpoints on other hosts with what is known of them."""
+        self.run.mkdir(parents=True, exist_ok=True)
+        with Lock(self.run / f"{network.id}.lock"), Session() as session:
+            link = session.link(self.parent_name(network))
+            if link is None:
+                return []
+            wanted = forwarding.wanted(self.known(network.id).peers, self.host)
+            return forwarding.differences(wanted, forwarding.present(session, link.index))
+
     def create_network(self, network: Network) -> None:
-        """Find or make the device; see the contract."""
+        """Find or make the device, and put its entries right; see the contract."""
         super().create_network(network)
+        self.apply(network.id, self.host, self.known(network.id))
         if _options(network).secret:
             self.encrypt()
 

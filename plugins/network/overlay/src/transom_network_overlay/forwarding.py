@@ -71,6 +71,20 @@ def present(session: Session, index: int) -> Entries:
     return Entries(hosts=hosts, macs=macs)
 
 
+def differences(wanted: Entries, there: Entries) -> list[str]:
+    """Describe each entry that is missing, is another one, or is none of ours."""
+    said = []
+    for mac in sorted(wanted.hosts.keys() | there.hosts):
+        if there.hosts.get(mac) != wanted.hosts.get(mac):
+            now, due = there.hosts.get(mac, "no host"), wanted.hosts.get(mac, "none")
+            said.append(f"what is for {mac} goes to {now}, not to {due}")
+    for ip in sorted(wanted.macs.keys() | there.macs):
+        if there.macs.get(ip) != wanted.macs.get(ip):
+            now, due = there.macs.get(ip, "nobody"), wanted.macs.get(ip, "nobody")
+            said.append(f"{ip} is taken for {now}, not for {due}")
+    return said
+
+
 def program(session: Session, index: int, new: Entries, old: Entries) -> int:
     """Turn the device's entries from the old into the new ones; return how many differed.
 
