@@ -14,7 +14,7 @@ import pytest
 
 from transom.services.netns import create, inside
 from transom_conformance.network import UPLINK, dhcp_server, ip_batch, ip_json, talk, unreachable
-from transom_conformance.network.dhcp import SERVER
+from transom_conformance.network.dhcp import ADVERTISED, ROUTER, SERVER
 
 NETWORK = "none"
 NEIGHBOUR, HOST = "10.88.1.200", "10.88.1.254"
@@ -57,6 +57,11 @@ class Lan:
     def listen(self, netns):
         """Open a server in a namespace."""
         self._servers.append(inside(netns, socket.create_server, ("", 0)))
+        return self._servers[-1]
+
+    def listen_at(self, netns, address):
+        """Open a server in a namespace at an IPv6 address."""
+        self._servers.append(inside(netns, socket.create_server, (address, 0), family=socket.AF_INET6))
         return self._servers[-1]
 
     def supervisor(self, name):
@@ -302,6 +307,80 @@ def test_a_running_container_that_joins_a_network_with_dhcp_learns_and_forgets(l
     assert resolv_conf(lan, "one").get("search") != ["example.test", "corp.test"]
 
 
+def test_what_a_renewal_changes_counts_at_once_for_routes_names_and_what_inspect_shows(lan, tmp_path):
+    """Another router, name server and search domain, while the container runs."""
+    file = tmp_path / "options"
+
+    def say(router, domain, address):
+        file.write_text(f"option:router,{router}\noption:dns-server,{SERVER}\noption:domain-search,{domain}\n")
+        return f"--dhcp-optsfile={file}", f"--address=/printer.test/{address}"
+
+    with dhcp_server(lan.neighbour, "lan0", tmp_path / "one", *say(SERVER, "one.test", "10.77.0.98")) as server:
+        lan.network("lan", "-o", "dhcp=true")
+        one = lan.run("one")
+        server.await_(f"DHCPACK(lan0) {one}", 2)
+        assert resolv_conf(lan, "one")["search"] == ["one.test"]
+    with dhcp_server(lan.neighbour, "lan0", tmp_path / "two", *say("10.77.0.4", "two.test", "10.77.0.99")):
+        renew(lan)
+        lan.transom.wait_until(lambda: resolv_conf(lan, "one")["search"] == ["two.test"])
+        place = lan.transom.inspect("one")["NetworkSettings"]["Networks"]["lan"]
+        assert (place["IPAddress"], place["Gateway"]) == (one, "10.77.0.4")
+        assert "default via 10.77.0.4" in lan.transom("exec", "one", "ip", "route")
+        assert "10.77.0.99" in lan.transom("exec", "one", "nslookup", "-type=a", "printer.test")
+
+
+def renew(lan):
+    """Have the client that keeps the one lease prolong it (udhcpc(8): SIGUSR1)."""
+    (client,) = [pid for pid, words in lan.world.processes().items() if words.startswith("udhcpc")]
+    os.kill(client, signal.SIGUSR1)
+
+
+def test_a_container_that_lost_its_lease_has_no_address_on_record_and_its_names_follow_the_next(lan, tmp_path):
+    """The server refuses to prolong it (DHCPNAK) and gives another one."""
+    with dhcp_server(lan.neighbour, "lan0", tmp_path / "one") as server:
+        lan.network("lan", "-o", "dhcp=true")
+        one, two = lan.run("one"), lan.run("two", "--hostname", "two")
+        server.await_("DHCPACK", 4)
+    lan.transom("stop", "-t", "0", "two")
+    with dhcp_server(lan.neighbour, "lan0", tmp_path / "two", pool="10.77.0.60,10.77.0.61"):
+        lan.transom("start", "two")
+        two = lan.address("two")
+        assert two.startswith("10.77.0.6")
+        (client,) = [pid for pid, words in lan.world.processes().items() if words.startswith("udhcpc") and one in words]
+        os.kill(client, signal.SIGUSR1)
+        lan.transom.wait_until(lambda: lan.address("one") in {"10.77.0.60", "10.77.0.61"} - {two})
+        lan.transom.wait_until(lambda: lan.address("one") in lan.transom("exec", "two", "nslookup", "-type=a", "one"))
+        assert lan.transom("exec", "two", "ping", "-c", "1", "-w", "30", "one")
+        hosts = lan.transom("exec", "one", "cat", "/etc/hosts")
+        assert (lan.address("one") in hosts, one in hosts) == (True, False)
+
+
+def test_ipv6_addresses_come_from_routers_on_the_network(lan, tmp_path):
+    """With IPv4 ones by DHCP, and alone; name servers that only routers know are asked."""
+    lan.host(f"link set {UPLINK} addrgenmode none")
+    words = (*ADVERTISED, f"--dhcp-option=option6:dns-server,[{ROUTER}]", "--address=/printer.test/fd77:1::99")
+    with dhcp_server(lan.neighbour, "lan0", tmp_path / "journal", "--dhcp-option=option:dns-server", *words):
+        lan.network("lan", "--ipam-driver", "dhcp", "--ipv6")
+        lan.network("six", "--ipam-driver", "dhcp", "--ipv6", "--ipv4=false")
+        (record,) = json.loads(lan.transom("network", "inspect", "lan"))
+        assert [config["Subnet"] for config in record["IPAM"]["Config"]] == ["0.0.0.0/0", "::/0"]
+        four = lan.run("one")
+        place = lan.transom.inspect("one")["NetworkSettings"]["Networks"]["lan"]
+        six = place["GlobalIPv6Address"]
+        assert (four[:7], six[:8], place["GlobalIPv6PrefixLen"]) == ("10.77.0", "fd77:1::", 64)
+        assert place["IPv6Gateway"].startswith("fe80:")
+        server = lan.listen_at(lan.neighbour, ROUTER)
+        assert talk(lan.netns("one"), server, ROUTER) == six
+        assert "fd77:1::99" in lan.transom("exec", "one", "nslookup", "-type=aaaa", "printer.test")
+        lan.run("two", network="six")
+        place = lan.transom.inspect("two")["NetworkSettings"]["Networks"]["six"]
+        assert (place["IPAddress"], place["GlobalIPv6Address"][:8]) == ("", "fd77:1::")
+        for _ in range(2):
+            lan.transom("restart", "-t", "0", "one")
+            assert lan.transom.inspect("one")["NetworkSettings"]["Networks"]["lan"]["GlobalIPv6Address"] == six
+        assert lan.findings() == {}
+
+
 @pytest.mark.parametrize("pid", ["private", "host"])
 def test_no_client_outlives_a_killed_supervisor_and_the_lease_is_had_again(lan, server, pid):
     lan.network("lan", "-o", "dhcp=true")
@@ -383,10 +462,6 @@ BAD_DHCP = [
         ("--ipam-driver dhcp: network driver bridge takes no addresses by DHCP; those that do: macvlan"),
     ),
     (("-d", "macvlan", "--ipam-driver", "dhpc"), "--ipam-driver dhpc: there are default, dhcp"),
-    (
-        ("-d", "macvlan", "-o", f"parent={UPLINK}", "--ipam-driver", "dhcp", "--ipv6"),
-        ("network bad: driver macvlan gives it no IPv6 addresses; leave out --ipv6"),
-    ),
     (("-d", "macvlan", "--ipam-driver", "dhcp"), "dhcp=true needs a parent, whose network has the DHCP server"),
 ]
 

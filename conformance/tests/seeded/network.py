@@ -1,5 +1,6 @@
 """Network drivers with one fault each, and the case that must find it."""
 
+import select
 import subprocess
 
 import msgspec
@@ -216,6 +217,12 @@ class KeepsRoutesToTheDead(Macvlan):
 
     def _unroute(self, session, unwanted):
         return 0
+
+
+@found_by("test_a_lease_is_given_back_when_its_endpoint_is_left")
+class KeepsItsLeases(Macvlan):
+    def watch(self, network, endpoint, netns, stop, changed):
+        select.select([stop], [], [])
 
 
 class OnTwoHosts(Overlay):

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -48,6 +49,7 @@ from transom_engine.restart import Backoff, should_restart
 from transom_engine.streams import pipe, read
 
 if TYPE_CHECKING:
+    from transom.contract.network import Attachment
     from transom_engine.resolver import Resolver
     from transom_engine.watching import Watchers
 
@@ -155,6 +157,7 @@ class Supervisor:
         self.oom_kills = 0
         self.resolver: Resolver | None = None
         self.watchers: Watchers | None = None
+        self.heard: deque[tuple[str, Attachment]] = deque()
         self.netns = -1
         self.learned: tuple[list[str], list[str]] = [], []
         self.resolv_conf = ""
@@ -310,7 +313,7 @@ class Supervisor:
         self.engine.endpoints.leave(self.engine.state.container(self.id))
 
     def _watch_networks(self, container: Container, *, without: str = "") -> None:
-        wanted = self.engine.endpoints.watches(container, self.netns)
+        wanted = self.engine.endpoints.watches(container, self.netns, self._hear)
         wanted.pop(without, None)
         if wanted and self.watchers is None:
             from transom_engine.watching import Watchers
@@ -341,10 +344,14 @@ class Supervisor:
         self._watch_networks(container, without=without)
         fresh = self.resolver is None
         self._listen_for_names(container)
+        if fresh and self.resolver is not None:
+            self.resolver.start()
+        self._learn(container, fresh=fresh)
+
+    def _learn(self, container: Container, *, fresh: bool = False) -> None:
+        """Have the resolver's file say what came with the addresses that the container has now."""
         if self.resolver is None:
             return
-        if fresh:
-            self.resolver.start()
         before, self.learned = self.learned, learned(container.network_settings.networks)
         if fresh or self.learned != before:
             from transom_engine.networks.files import rewrite_resolv_conf
@@ -353,6 +360,19 @@ class Supervisor:
                 self.resolv_conf = rewrite_resolv_conf(self.engine, container, written=self.resolv_conf)
             except OSError as error:
                 raise DriverError("writing", driver="resolver", subject="resolv.conf", cause=error) from error
+
+    def _hear(self, endpoint: str, attachment: Attachment) -> None:
+        """Take a driver's word for what an endpoint is now, in whichever thread it comes, to the main loop."""
+        self.heard.append((endpoint, attachment))
+        self._nudge()
+
+    def _take_news(self) -> None:
+        """Record and route by what drivers have said of the networks."""
+        while self.heard:
+            try:
+                self._learn(self.engine.endpoints.take_over(self.id, *self.heard.popleft(), self.netns))
+            except (TransomError, OSError) as error:  # the container goes on with what it has
+                print(f"taking over an address: {error}", file=sys.stderr, flush=True)
 
     def _nudge(self) -> None:
         """Have the main loop look around; other threads call it."""
@@ -546,6 +566,7 @@ class Supervisor:
             os.read(self.wake, 4096)
         except BlockingIOError:
             pass
+        self._take_news()
         self._reap()
 
     def _stop_for(self, refusal: str) -> None:

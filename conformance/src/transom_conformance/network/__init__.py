@@ -28,6 +28,7 @@ from transom_conformance.network.dhcp import dhcp_server
 from transom_conformance.network.hosts import Hosts
 from transom_conformance.network.inputs import Inputs
 from transom_conformance.network.isolation import Isolation
+from transom_conformance.network.leases import Leases, Watch
 from transom_conformance.network.lifecycle import LifeCycle
 from transom_conformance.network.parents import OnAParent
 from transom_conformance.network.publishing import Publishing
@@ -71,6 +72,7 @@ __all__ = [
     "NetworkSuite",
     "OnAParent",
     "Site",
+    "Watch",
     "connection",
     "dhcp_server",
     "exchange",
@@ -87,7 +89,7 @@ __all__ = [
 ]
 
 
-class NetworkSuite(Hosts, Crashes, Publishing, Isolation, Connectivity, Inputs, LifeCycle):
+class NetworkSuite(Hosts, Crashes, Leases, Publishing, Isolation, Connectivity, Inputs, LifeCycle):
     """What every network driver must do; see `transom.contract.network`. Derive from it and set `driver`.
 
     pytest runs the groups from the last base class to the first.

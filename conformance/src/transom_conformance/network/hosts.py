@@ -185,7 +185,7 @@ class Watching:
 
     def __init__(self, driver: Any, network: Network, endpoint: Endpoint) -> None:
         self._stop, self._signal = os.pipe()
-        words = {"network": network, "endpoint": endpoint, "netns": -1, "stop": self._stop}
+        words = {"network": network, "endpoint": endpoint, "netns": -1, "stop": self._stop, "changed": print}
         self._thread = threading.Thread(target=driver.watch, kwargs=words, daemon=True)
 
     def __enter__(self) -> None:

@@ -82,7 +82,7 @@ class LifeCycle(NetworkCases):
             ],
             Has.MULTI_HOST: [lambda: site.driver.networks(), lambda: site.driver.peers(network=network)],
             Has.LOOKUP: [lambda: site.driver.lookup(network=network, name="web")],
-            Has.WATCH: [lambda: site.driver.watch(**both, netns=site.neighbour, stop=0)],
+            Has.WATCH: [lambda: site.driver.watch(**both, netns=site.neighbour, stop=0, changed=print)],
         }
         before = site.census()
         for capability in undeclared(site.driver, NetworkCapability):

@@ -15,7 +15,7 @@ Life cycle::
          netns(endpoint) -> whose namespace the container gets
          attach(network, endpoint, netns) -> Attachment ---> detach(network, endpoint)
               publish(network, endpoint, ports) -> bound --> unpublish(network, endpoint)
-              watch(network, endpoint, netns, stop): while attached, for drivers that must keep at it
+              watch(network, endpoint, netns, stop, changed): while attached, for drivers that must keep at it
 
 Everything a driver is told is in the `Network` and the `Endpoint` that it is given at each call: it keeps no
 records of its own. What it makes on the host carries an id it can read back, so that `owned` can report it:
@@ -28,7 +28,7 @@ Addresses
     share) declares `NetworkCapability.ADDRESSES`, and says by `keeps_addresses` for which networks: for those
     core calls `settle` before `create_network`, `allocate` before `attach` and `release` after `detach`.
     `allocate` may leave an endpoint without an address when that is only known inside the namespace (DHCP);
-    `attach` then returns it in the `Attachment`, and `watch` renews the lease.
+    `attach` then returns it in the `Attachment`, and `watch` renews the lease and says what has changed with it.
 
 Routes
     A driver makes no default route. It reports the next hops of an endpoint's network (`Attachment.gateways`);
@@ -67,6 +67,7 @@ from __future__ import annotations
 
 import enum
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import msgspec
@@ -354,9 +355,9 @@ class NetworkDriver(Driver):
     def settle(self, network: Network) -> Network:
         """Complete the subnets of a new network, of which `network` has what the user asked for, and return it.
 
-        A range that is asked for may lack its gateway. The pools "0.0.0.0/0" and "::/0" ask for one of that family,
-        where networks span hosts. With none asked for, the driver chooses, or leaves it empty where only the endpoints
-        get to know (DHCP). Idempotent; what it reserves `delete_network` gives back.
+        A range that is asked for may lack its gateway. The pools "0.0.0.0/0" and "::/0" ask for one of that family, of
+        the driver's choice; they stay where only the endpoints get to know theirs (DHCP). Idempotent; what it reserves
+        `delete_network` gives back.
 
         Raises:
             Conflict: a subnet overlaps another one, or none is free.
@@ -385,10 +386,17 @@ class NetworkDriver(Driver):
         raise self.unsupported(NetworkCapability.LOOKUP)
 
     @operation(needs=NetworkCapability.WATCH)
-    def watch(self, network: Network, endpoint: Endpoint, netns: int, stop: int) -> None:
+    def watch(
+        self, network: Network, endpoint: Endpoint, netns: int, stop: int, changed: Callable[[Attachment], None]
+    ) -> None:
         """Do what must be done for as long as the endpoint is attached: renew a lease, follow peers.
 
         Runs in a thread of the container's supervisor, after `attach`. Returns soon after the descriptor
         `stop` becomes readable. Trouble is waited out, not raised: a data plane that works stays as it is.
+
+        Args:
+            changed: to be told, from any thread, what the endpoint is now where that is not what `attach` returned:
+                core routes by it, records it, and has the resolver ask its name servers. The driver has set the
+                addresses. One without addresses says that the endpoint has lost them.
         """
         raise self.unsupported(NetworkCapability.WATCH)

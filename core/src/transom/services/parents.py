@@ -470,8 +470,8 @@ class ParentDriver(NetworkDriver):
         return f"transom-{self.name} {kind} {' '.join(ids)}"
 
     def _error(self, operation: str, subject: Network | Endpoint, cause: OSError) -> DriverError:
-        name = subject.name if isinstance(subject, Network) else ""
-        return DriverError(operation, driver=f"network {self.name}", subject=name or subject.id[:12], cause=cause)
+        name = getattr(subject, "name", "") or subject.id[:12]
+        return DriverError(operation, driver=f"network {self.name}", subject=name, cause=cause)
 
 
 def claims(link: Link) -> list[Claim]:

@@ -42,8 +42,7 @@ class Addresses:
         """Reserve the network's subnets with core's IPAM, where the driver has endpoints with addresses of it."""
         driver, network = self.engine.network_driver(record.driver), network_of(self.engine, record)
         if driver.keeps_addresses(network=network):
-            if NetworkCapability.MULTI_HOST in driver.capabilities:
-                network = msgspec.structs.replace(network, subnets=_asked(record, network.subnets))
+            network = msgspec.structs.replace(network, subnets=_asked(record, network.subnets))
             settled = driver.settle(network=network)
             if record.enable_ipv6 and not any(family(subnet.pool) == 6 for subnet in settled.subnets):
                 driver.delete_network(network=settled)

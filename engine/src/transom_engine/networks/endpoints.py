@@ -20,6 +20,7 @@ from transom_engine.networks.model import MEMBERS, NetworkRecord
 from transom_engine.networks.ways import move_ways_out, ports_of, publish, route, spans_hosts
 
 if TYPE_CHECKING:
+    from transom.contract.network import Network, NetworkDriver
     from transom_engine.engine import Engine
 
 
@@ -180,9 +181,15 @@ class Endpoints:
             for name, place in settings.chosen.items()  # each run finds out whether it needs a way out
         }
 
-    def watches(self, container: Container, netns: int) -> dict[str, Callable[[int], None]]:
+    def watches(
+        self, container: Container, netns: int, changed: Callable[[str, Attachment], None]
+    ) -> dict[str, Callable[[int], None]]:
         """Return what is to run beside the container, without its `stop`: by endpoint `NetworkDriver.watch`, and its
-        announcements, which end by themselves."""
+        announcements, which end by themselves.
+
+        Args:
+            changed: is told, from any thread, the id of an endpoint and what it is now, for `take_over`.
+        """
         from transom.services.interfaces import AnnouncingOptions, announce
 
         found: dict[str, Callable[[int], None]] = {}
@@ -193,15 +200,31 @@ class Endpoints:
                 continue
             network, endpoint = network_of(self.engine, record), endpoint_of(self.engine, container, record, place)
             if self._is_watched(record):
-                found[place.endpoint_id] = lambda stop, d=driver, n=network, e=endpoint: d.watch(  # type: ignore[misc]
-                    network=n, endpoint=e, netns=netns, stop=stop
-                )
+                told = partial(changed, endpoint.id)
+                found[place.endpoint_id] = partial(_watch, driver, network, endpoint, netns, told)
             options = network.options if isinstance(network.options, AnnouncingOptions) else AnnouncingOptions()
             if place.interface and options.announcements:
                 found[f"{place.endpoint_id} announced"] = partial(
                     announce, netns=netns, interface=place.interface, addresses=endpoint.addresses, options=options
                 )
         return found
+
+    def take_over(self, id: str, endpoint: str, attachment: Attachment, netns: int) -> Container:
+        """Record what an endpoint of a running container has become, and route by it; return the container as it is."""
+        from transom_engine.networks.files import change_hosts
+
+        container = self.engine.state.container(id)
+        place = next((p for p in container.network_settings.networks.values() if p.endpoint_id == endpoint), None)
+        if place is not None:
+            before, known = ways_out(container), msgspec.structs.replace(place)
+            _note(place, attachment)
+            if place != known:
+                route(container, netns)
+                move_ways_out(self.engine, container, before, netns)
+                change_hosts(self.engine, container, joined=place, left=known)
+                with self.engine.state.changing(id) as kept:
+                    self.note(container, kept)
+        return container
 
     def _is_watched(self, record: NetworkRecord) -> bool:
         return NetworkCapability.WATCH in self.engine.network_driver(record.driver).capabilities
@@ -297,9 +320,21 @@ class Endpoints:
             self._reload(container)
 
 
+def _watch(
+    driver: NetworkDriver,
+    network: Network,
+    endpoint: Endpoint,
+    netns: int,
+    changed: Callable[[Attachment], None],
+    stop: int,
+) -> None:
+    driver.watch(network=network, endpoint=endpoint, netns=netns, stop=stop, changed=changed)
+
+
 def _note(place: EndpointSettings, attachment: Attachment) -> None:
     place.interface, place.mac_address = attachment.interface or "", attachment.mac or ""
     place.dns_servers, place.dns_search = [*attachment.dns], [*attachment.search]
+    place.ip_address, place.ip_prefix_len, place.global_ipv6_address, place.global_ipv6_prefix_len = "", 0, "", 0
     for address in attachment.addresses:
         text, _, prefix = address.partition("/")
         if ":" in text:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 import time
 from functools import partial
+from itertools import count
 
 import msgspec
 import pytest
 
-from transom.contract.network import Owned, Subnet
+from transom.contract.network import Attachment, Owned, Subnet
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported
-from transom.services import netlink
+from transom.services import interfaces, netlink
+from transom.services.interfaces import route_by
 from transom.services.netns import create, inside
 from transom_conformance.faults import fork, wait
 from transom_conformance.network import (
@@ -22,6 +23,7 @@ from transom_conformance.network import (
     UPLINK,
     NetworkSuite,
     OnAParent,
+    Watch,
     dhcp_server,
     ip_batch,
     ip_json,
@@ -32,13 +34,14 @@ from transom_conformance.network import (
     unreachable,
 )
 from transom_conformance.network.crashes import kills
-from transom_conformance.network.dhcp import SERVER
+from transom_conformance.network.dhcp import ADVERTISED, ROUTER, SERVER
 from transom_conformance.suite import in_child
 from transom_network_macvlan import Macvlan, MacvlanOptions
 from transom_network_macvlan.dhcp import Lease, _events
 
 NEIGHBOURS = "10.88.1.200"
 PATIENCE = 30.0
+COUNT = count()
 
 
 class Suite(OnAParent, NetworkSuite):
@@ -216,7 +219,7 @@ def test_killed_at_any_point_nothing_of_it_is_left(site, request, what):
         network = site.describe(options={"parent": "uplink0.50"})
     elif what == "dhcp":
         request.getfixturevalue("server")
-        network = site.describe(options={"dhcp": "true"}, subnets=())
+        network = site.describe(options={"dhcp": "true"}, subnets=(Subnet(pool="0.0.0.0/0"),))
     else:
         network = with_access(site)
     before, container = site.census(), site.container()
@@ -322,23 +325,81 @@ def test_with_host_access_the_host_and_its_containers_reach_each_other(site):
     assert site.driver.check(network=network, endpoints=(endpoint,)) == [said]
 
 
-def test_host_access_goes_by_the_address_that_the_parent_has_on_the_network(site):
-    """The usual case: the host is on that network itself."""
-    inside(site.host, ip_batch, f"address add 10.88.1.253/24 dev {UPLINK}")
+OWN = (("10.88.1.253", 24), ("fd88:1::fd", 64))
+
+
+def test_host_access_goes_by_the_addresses_that_the_parent_has_on_the_network(site):
+    """The usual case: the host is on that network itself; what it was by IPv6 only its child answers for."""
+    inside(site.host, ip_batch, *(f"address add {own}/{bits} dev {UPLINK} nodad" for own, bits in OWN))
+    network = with_access(site, reserved=False)
+    site.driver.create_network(network=network)
+    for _ in range(2):
+        container, endpoint = site.joined(network)
+        for own, _bits in OWN:
+            address = plain(endpoint, ipv6=":" in own)
+            assert talk(site.host, container.listen(address=address), address) == own
+            assert talk(container.netns, listen(site, site.host, TCP, 0, own), own) == address
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    inside(site.host, ip_batch, *(f"address del {own}/{bits} dev {UPLINK}" for own, bits in OWN))
+
+
+def test_the_hosts_way_follows_when_the_parents_addresses_change(site):
+    """A host's own address comes by DHCP, too: without the route that bears it the host would not be answered."""
+    inside(site.host, ip_batch, *(f"address add {own}/{bits} dev {UPLINK} nodad" for own, bits in OWN))
     network = with_access(site, reserved=False)
     site.driver.create_network(network=network)
     container, endpoint = site.joined(network)
-    assert talk(site.host, container.listen(), plain(endpoint)) == "10.88.1.253"
-    assert talk(container.netns, listen(site, site.host, TCP, 0, "10.88.1.253"), "10.88.1.253") == plain(endpoint)
-    inside(site.host, ip_batch, f"address del 10.88.1.253/24 dev {UPLINK}")
+    watch = Watch(site, network, endpoint, container.netns, Attachment(addresses=endpoint.addresses))
+    try:
+        moved = [(own[:-1] + "c" if ":" in own else "10.88.1.252", bits) for own, bits in OWN]
+        inside(
+            site.host, ip_batch, *(f"address del {own}/{bits} dev {UPLINK}" for own, bits in OWN),
+            *(f"address add {own}/{bits} dev {UPLINK} nodad" for own, bits in moved),
+        )  # fmt: skip
+        for own, _bits in moved:
+            address = plain(endpoint, ipv6=":" in own)
+            server = container.listen(address=address)
+            eventually(lambda s=server, a=address, own=own: answer(site.host, s, a) == own)
+            assert talk(container.netns, listen(site, site.host, TCP, 0, own), own) == address
+        eventually(lambda: OWN[1][0] not in str(inside(site.host, ip_json, "address")))
+        assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    finally:
+        watch.end()
+    assert watch.said == []
+    inside(site.host, ip_batch, *(f"address del {own}/{bits} dev {UPLINK}" for own, bits in moved))
 
 
-def test_host_access_without_an_address_for_the_host_says_how_to_reserve_one(site):
+def answer(netns, server, address):
+    try:
+        return talk(netns, server, address)
+    except OSError:
+        return None
+
+
+def test_the_hosts_child_takes_nothing_from_routers(site):
+    """It would give the host a second address and a second way out."""
+    with serving(site, *ADVERTISED):
+        network = with_access(site)
+        site.driver.create_network(network=network)
+        container, _ = site.joined(network)
+        eventually(lambda: "fd77:1:" in str(container.ip("address")))  # its neighbour has heard
+        child = f"mh-{network.id[:12]}"
+        assert "fd77:1:" not in str(inside(site.host, ip_json, "address", "show", child))
+        assert child not in str(inside(site.host, ip_json, "-6", "route", "show", "default"))
+
+
+@pytest.mark.parametrize(("own", "lacking"), [(None, "10.88.1.0/24, fd88:1::/64"), (OWN[0], "fd88:1::/64")])
+def test_host_access_without_an_address_for_the_host_says_how_to_reserve_one(site, own, lacking):
+    """For each family: one that silently did not work would be found out late."""
     before = site.census()
+    if own:
+        inside(site.host, ip_batch, f"address add {own[0]}/{own[1]} dev {UPLINK}")
     network = with_access(site, reserved=False)
-    with pytest.raises(ConfigError, match=r"reserve one with --aux-address host=ADDRESS"):
+    with pytest.raises(ConfigError, match=rf"address for the host in {lacking}: reserve one with --aux-address host="):
         site.driver.create_network(network=network)
     assert site.driver.owned() == Owned()
+    if own:
+        inside(site.host, ip_batch, f"address del {own[0]}/{own[1]} dev {UPLINK}")
     assert site.census() == before
 
 
@@ -384,35 +445,22 @@ def server(site):
         yield journal
 
 
-def serving(site, *options):
-    router = () if options else (f"--dhcp-option=option:router,{SERVER}",)
+def serving(site, *options, **words):
+    own = any("option:" in option or "optsfile" in option for option in options)
+    router = () if own else (f"--dhcp-option=option:router,{SERVER}",)
     names = ("--dhcp-option=option:dns-server,10.77.0.53", "--dhcp-option=option:domain-name,example.test")
-    return dhcp_server(site.neighbour, "lan0", site.world.path / "journal", "--port=0", *router, *names, *options)
+    said = () if any("optsfile" in option for option in options) else names
+    journal = site.world.path / f"journal-{next(COUNT)}"
+    inside(site.host, interfaces.write_setting, f"ipv6/conf/{UPLINK}/accept_ra", "0")  # the containers are meant
+    return dhcp_server(site.neighbour, "lan0", journal, "--port=0", *router, *said, *options, **words)
 
 
-def by_dhcp(site, **options):
-    network = site.describe(options={"dhcp": "true", **options}, subnets=())
+def by_dhcp(site, pools=("0.0.0.0/0",), **options):
+    subnets = tuple(Subnet(pool=pool) for pool in pools)
+    network = site.describe(options={"dhcp": "true", **options}, subnets=subnets)
     assert site.driver.settle(network=network) == network
     site.driver.create_network(network=network)
     return network
-
-
-class Watch:
-    """What the engine does for as long as a container runs."""
-
-    def __init__(self, site, network, endpoint, netns):
-        self.stop, self.signal = os.pipe()
-        self.thread = threading.Thread(
-            target=site.driver.watch,
-            kwargs={"network": network, "endpoint": endpoint, "netns": netns, "stop": self.stop},
-        )
-        self.thread.start()
-
-    def end(self):
-        os.close(self.signal)
-        self.thread.join(PATIENCE)
-        assert not self.thread.is_alive()
-        os.close(self.stop)
 
 
 def test_an_address_comes_from_the_dhcp_server_and_is_released_at_the_end(site, server):
@@ -426,7 +474,7 @@ def test_an_address_comes_from_the_dhcp_server_and_is_released_at_the_end(site, 
     assert (attachment.dns, attachment.search) == (("10.77.0.53",), ("example.test",))
     address = attachment.addresses[0].partition("/")[0]
     assert talk(container.netns, listen(site, site.neighbour, TCP, 0, SERVER), SERVER) == address
-    watch = Watch(site, network, endpoint, container.netns)
+    watch = Watch(site, network, endpoint, container.netns, attachment)
     os.kill(keeper(site, server), signal.SIGUSR1)  # renew now: udhcpc(8)
     server.await_(f"DHCPACK(lan0) {address}", 3)
     assert [a["local"] for a in container.interface("eth0")["addr_info"]] == [address]
@@ -446,7 +494,7 @@ def test_a_container_that_ends_at_once_gives_its_address_back_too(site, server):
     for _ in range(3):
         container = site.container()
         endpoint, attachment = container.attach(network)
-        Watch(site, network, endpoint, container.netns).end()
+        Watch(site, network, endpoint, container.netns, attachment).end()
         server.await_(f"DHCPRELEASE(lan0) {attachment.addresses[0].partition('/')[0]}")
         site.driver.detach(network=network, endpoint=endpoint)
 
@@ -456,7 +504,7 @@ def test_when_a_lease_runs_out_the_address_goes_and_comes_back_with_the_way_out(
     network = by_dhcp(site)
     container = site.container()
     endpoint, attachment = container.attach(network)
-    watch = Watch(site, network, endpoint, container.netns)
+    watch = Watch(site, network, endpoint, container.netns, attachment)
     try:
         client = keeper(site, server)
         os.kill(client, signal.SIGUSR2)
@@ -497,7 +545,7 @@ def test_a_clients_death_is_that_of_the_thread_that_started_it(site, server):
 
     def supervise():
         unread, _ = os.pipe()
-        site.driver.watch(network=network, endpoint=endpoint, netns=container.netns, stop=unread)
+        site.driver.watch(network=network, endpoint=endpoint, netns=container.netns, stop=unread, changed=print)
 
     supervisor = fork(supervise)
     try:
@@ -523,7 +571,7 @@ def test_a_client_that_dies_is_started_anew(site, server):
     network = by_dhcp(site)
     container = site.container()
     endpoint, attachment = container.attach(network)
-    watch = Watch(site, network, endpoint, container.netns)
+    watch = Watch(site, network, endpoint, container.netns, attachment)
     try:
         os.kill(keeper(site, server), signal.SIGKILL)
         server.await_("DHCPACK", 3)
@@ -558,13 +606,229 @@ def clients(site):
     return found
 
 
-def test_the_host_has_access_to_containers_with_addresses_by_dhcp(site, server):
+def test_the_host_has_access_to_containers_with_addresses_by_dhcp_also_after_another_was_given(site):
     inside(site.host, ip_batch, f"address add 10.77.0.2/24 dev {UPLINK}")
-    network = by_dhcp(site, **{"host-access": "true"})
-    container = site.container()
-    _, attachment = container.attach(network)
-    assert talk(site.host, container.listen(), attachment.addresses[0].partition("/")[0]) == "10.77.0.2"
+    with serving(site):
+        network = by_dhcp(site, **{"host-access": "true"})
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        first = host_of(attachment)
+        assert talk(site.host, container.listen(), first) == "10.77.0.2"
+    with serving(site, pool="10.77.0.50,10.77.0.50") as server:  # which refuses to prolong the other one
+        watch = Watch(site, network, endpoint, container.netns, attachment)
+        try:
+            server.await_("DHCPACK(lan0) 10.77.0.50")
+            eventually(lambda: answer(site.host, container.listen(), "10.77.0.50") == "10.77.0.2")
+            assert first not in str(inside(site.host, ip_json, "route"))
+            assert talk(container.netns, listen(site, site.host, TCP, 0, "10.77.0.2"), "10.77.0.2") == "10.77.0.50"
+        finally:
+            watch.end()
+    site.driver.detach(network=network, endpoint=endpoint)
     inside(site.host, ip_batch, f"address del 10.77.0.2/24 dev {UPLINK}")
+
+
+def host_of(attachment, *, ipv6=False):
+    return next(a.partition("/")[0] for a in attachment.addresses if (":" in a) is ipv6)
+
+
+# What a server says anew
+
+
+def test_what_a_renewal_changes_is_applied_and_told(site):
+    """Another router, other name servers, other domains, another route, a smaller MTU: not only at the next start."""
+    file = site.world.path / "options"
+
+    def say(router, dns, domain, route, mtu):
+        every = f"0.0.0.0/0,{router},{route},10.77.0.3"
+        lines = (f"option:dns-server,{dns}", f"option:domain-search,{domain}", f"option:mtu,{mtu}", f"121,{every}")
+        file.write_text("".join(f"{line}\n" for line in lines))
+
+    say(SERVER, "10.77.0.53", "one.test", "10.98.0.0/16", 1400)
+    with serving(site, f"--dhcp-optsfile={file}") as server:
+        network = by_dhcp(site)
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        assert (attachment.dns, attachment.search, attachment.mtu) == (("10.77.0.53",), ("one.test",), 1400)
+        route_by(container.netns, [("eth0", attachment.gateways[0])])
+        watch = Watch(site, network, endpoint, container.netns, attachment)
+        try:
+            client = keeper(site, server)
+            say("10.77.0.4", "10.77.0.54", "two.test", "10.99.0.0/16", 1300)
+            os.kill(server.pid, signal.SIGHUP)
+            server.await_("read " + str(file), 2)
+            os.kill(client, signal.SIGUSR1)
+            said = eventually(lambda: next((s for s in watch.said if s.dns == ("10.77.0.54",)), None))
+            assert said == msgspec.structs.replace(
+                attachment, gateways=("10.77.0.4",), dns=("10.77.0.54",), search=("two.test",), mtu=1300
+            )
+            found = {route["dst"]: route.get("gateway") for route in container.ip("route", "show")}
+            assert found == {"default": "10.77.0.4", "10.77.0.0/24": None, "10.99.0.0/16": "10.77.0.3"}
+            assert container.interface("eth0")["mtu"] == 1300
+        finally:
+            watch.end()
+
+
+def test_a_lease_that_is_refused_is_replaced_by_another_and_the_way_out_is_there(site):
+    """DHCPNAK: the server has lost its memory, or the network has another range now."""
+    with serving(site) as server:
+        network = by_dhcp(site)
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        watch = Watch(site, network, endpoint, container.netns, attachment)
+        client = keeper(site, server)
+    try:
+        with serving(site, pool="10.77.0.60,10.77.0.60") as server:
+            os.kill(client, signal.SIGUSR1)
+            server.await_("DHCPNAK(lan0) " + host_of(attachment))
+            eventually(lambda: watch.said[-1].addresses == ("10.77.0.60/24",))
+            assert [a["local"] for a in container.interface("eth0")["addr_info"]] == ["10.77.0.60"]
+            assert container.ip("route", "show", "default")[0]["gateway"] == SERVER
+            assert () in [said.addresses for said in watch.said]  # in between there is none
+            watch.end()
+            server.await_("DHCPRELEASE(lan0) 10.77.0.60")
+    finally:
+        watch.end()
+
+
+def test_an_address_is_kept_until_its_time_is_over_and_had_again_when_the_server_is_back(site):
+    """Of a server that went away: busybox's, since its leases may be as short as a test, 16 s for this client."""
+    inside(site.neighbour, ip_batch, f"address replace {SERVER}/24 dev lan0")
+    conf, leases = site.world.path / "udhcpd.conf", site.world.path / "leases"
+    leases.touch()
+    conf.write_text(
+        f"interface lan0\nstart 10.77.0.70\nend 10.77.0.70\noption lease 16\noption subnet 255.255.255.0\n"
+        f"option router {SERVER}\nlease_file {leases}\npidfile {site.world.path}/udhcpd.pid\n"
+    )
+
+    def serve():
+        words = ["busybox", "udhcpd", "-f", str(conf)]
+        process = inside(site.neighbour, subprocess.Popen, words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        site.world.defer(lambda: (process.kill(), process.wait()))
+        return process
+
+    server = serve()
+    network = by_dhcp(site)
+    container = site.container()
+    endpoint, attachment = container.attach(network)
+    assert attachment.addresses == ("10.77.0.70/24",)
+    watch = Watch(site, network, endpoint, container.netns, attachment)
+    try:
+        eventually(lambda: watch.said)
+        server.terminate()
+        server.wait()
+        time.sleep(2)
+        assert [a["local"] for a in container.interface("eth0")["addr_info"]] == ["10.77.0.70"]
+        eventually(lambda: watch.said[-1].addresses == ())
+        assert container.interface("eth0")["addr_info"] == []
+        serve()
+        eventually(lambda: watch.said[-1].addresses == ("10.77.0.70/24",))
+        assert container.ip("route", "show", "default")[0]["gateway"] == SERVER
+    finally:
+        watch.end()
+
+
+# IPv6 by router advertisements
+
+
+BOTH = ("0.0.0.0/0", "::/0")
+
+
+def test_ipv6_addresses_come_from_router_advertisements(site):
+    """Address, way out, name servers and domains; the same address at the next start, of the same MAC address."""
+    words = ("--dhcp-option=option6:dns-server,[fd77:1::53]", "--dhcp-option=option6:domain-search,six.test")
+    with serving(site, *ADVERTISED, *words):
+        network = by_dhcp(site, BOTH)
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        four, six = attachment.addresses
+        assert four.startswith("10.77.0.")
+        assert six.startswith("fd77:1::")
+        assert six.endswith("/64")
+        assert attachment.gateways[1].startswith("fe80:")
+        assert "fd77:1::53" in attachment.dns
+        assert "six.test" in attachment.search
+        address = host_of(attachment, ipv6=True)
+        assert talk(container.netns, listen(site, site.neighbour, TCP, 0, ROUTER), ROUTER) == address
+        assert container.ip("-6", "route", "show", "default")[0]["gateway"] == attachment.gateways[1]
+        assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+        watch = Watch(site, network, endpoint, container.netns, attachment)
+        told = eventually(lambda: next((s for s in watch.said if len(s.addresses) == 2), None))
+        assert (told.addresses, told.gateways, {*told.dns}) == (
+            attachment.addresses, attachment.gateways, {*attachment.dns}
+        )  # fmt: skip
+        watch.end()
+        site.driver.detach(network=network, endpoint=endpoint)
+        again = container.attach(network, container=endpoint.container)[1]
+        assert host_of(again, ipv6=True) == address
+
+
+def test_a_network_may_have_ipv6_addresses_alone(site):
+    with serving(site, *ADVERTISED) as server:
+        network = by_dhcp(site, ("::/0",))
+        container = site.container()
+        _, attachment = container.attach(network)
+        assert [a.partition("::")[0] for a in attachment.addresses] == ["fd77:1"]
+        assert server.count("DHCPDISCOVER") == 0
+
+
+def test_when_a_router_takes_leave_the_way_out_goes_and_comes_back_with_it(site):
+    """RFC 4861, 6.2.5: it says so by a lifetime of nothing, as dnsmasq does at its end."""
+    with serving(site, *ADVERTISED):
+        network = by_dhcp(site, BOTH)
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        watch = Watch(site, network, endpoint, container.netns, attachment)
+        eventually(lambda: watch.said and len(watch.said[-1].gateways) == 2)
+    try:
+        eventually(lambda: len(watch.said[-1].gateways) == 1)
+        with serving(site, *ADVERTISED):
+            eventually(lambda: len(watch.said[-1].gateways) == 2)
+    finally:
+        watch.end()
+
+
+def test_the_host_has_access_by_ipv6_to_what_routers_gave_an_address(site):
+    inside(
+        site.host, ip_batch, f"address add fd77:1::2/64 dev {UPLINK} nodad", f"address add 10.77.0.2/24 dev {UPLINK}"
+    )
+    with serving(site, *ADVERTISED):
+        network = by_dhcp(site, BOTH, **{"host-access": "true"})
+        container = site.container()
+        endpoint, attachment = container.attach(network)
+        address = host_of(attachment, ipv6=True)
+        assert talk(site.host, container.listen(address=address), address) == "fd77:1::2"
+        assert talk(container.netns, listen(site, site.host, TCP, 0, "fd77:1::2"), "fd77:1::2") == address
+        assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    inside(site.host, ip_batch, f"address del fd77:1::2/64 dev {UPLINK}", f"address del 10.77.0.2/24 dev {UPLINK}")
+
+
+MANAGED = ("--enable-ra", "--dhcp-range=fd77:1::10,fd77:1::20,64,2m")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "no router has advertised an IPv6 prefix in 1 seconds; leave out --ipv6, or have a router"),
+        (MANAGED, "the router says that IPv6 addresses come by DHCPv6, which is not asked; leave out"),
+    ],
+)
+def test_without_an_advertised_prefix_it_says_so_and_the_lease_is_given_back(site, monkeypatch, words, said):
+    monkeypatch.setattr("transom_network_macvlan.advertisements.PATIENCE", 1.0)
+    with serving(site, *words) as server:
+        network = by_dhcp(site, BOTH)
+        container = site.container()
+        with pytest.raises(DriverError) as caught:
+            container.attach(network)
+        assert said in str(caught.value)
+        assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+        server.await_("DHCPRELEASE(lan0)")
+
+
+def test_an_ipv6_address_that_routers_do_not_give_is_refused(site):
+    with serving(site, *ADVERTISED):
+        network = by_dhcp(site, ("::/0",))
+        with pytest.raises(DriverError, match=r"the routers do not give fd77:1::5 but fd77:1::[0-9a-f:]+; leave"):
+            site.container().attach(network, addresses=("fd77:1::5/64",))
 
 
 def test_an_address_that_the_server_does_not_give_is_refused_and_its_own_is_given_back(site, server):
@@ -581,7 +845,9 @@ def test_without_a_dhcp_server_it_says_so_and_nothing_is_left(site, monkeypatch)
     monkeypatch.setattr("transom_network_macvlan.dhcp.PAUSE", 1)
     network = by_dhcp(site)
     container = site.container()
-    with pytest.raises(DriverError, match=r"no DHCP server has answered; is there one on the network of the parent"):
+    with pytest.raises(
+        DriverError, match=r"no DHCP server has answered in 1 seconds; is there one on the network of the parent"
+    ):
         container.attach(network)
     assert [link["ifname"] for link in container.ip("link")] == ["lo"]
 

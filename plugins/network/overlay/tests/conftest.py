@@ -142,7 +142,9 @@ class Container:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 2)
             try:
-                self.driver.watch(network=self.network, endpoint=self.endpoint, netns=self.netns, stop=stop)
+                self.driver.watch(
+                    network=self.network, endpoint=self.endpoint, netns=self.netns, stop=stop, changed=print
+                )
             finally:
                 os._exit(0)
         os.close(stop)

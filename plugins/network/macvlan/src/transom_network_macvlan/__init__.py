@@ -2,34 +2,36 @@
 
 A container's interface is a macvlan child of the host's interface (ip-link(8)), so the container is a neighbour of
 whatever is on that network. What it shares with other drivers of that sort is in `transom.services.parents`; here is
-what only macvlan has: its modes, addresses by DHCP (`dhcp`), and a way between the host and its own containers.
-
-The kernel lets no frame pass between a parent and its children. With ``host-access`` the host gets a child of its own,
-and a route to each container by it, whose metric is taken from the endpoint's id: so it is found again by the id alone.
+what only macvlan has: its modes, addresses that the network's own servers give (`dhcp`, `advertisements`), and a way
+between the host and its own containers (`access`).
 """
 
 from __future__ import annotations
 
 import errno
 import struct
+import sys
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
+from functools import partial
+from threading import Lock
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import msgspec
 
 from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability
-from transom.errors import ConfigError, DriverError
+from transom.errors import ConfigError
 from transom.services import interfaces, netlink
-from transom.services.netlink import Link, Route, Session
+from transom.services.netlink import Link, Session
+from transom.services.netns import inside
 from transom.services.parents import CAPABILITIES, PARENT_DOCS, Claim, ParentDriver, ParentOptions
+from transom_network_macvlan.access import Access, metric, unroute
+
+if TYPE_CHECKING:
+    from transom_network_macvlan.keeping import Keeper
 
 MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 """MACVLAN_MODE_* of linux/if_link.h, by the words of ip-link(8)."""
-HOST = "host"
-"""The name of the reserved address (``--aux-address host=...``) that the host has on the network."""
 _MODE = 1
-_SMALLEST = 68
-"""The smallest MTU that a DHCP server may give, in bytes (RFC 2132, section 5.1)."""
 
 
 class MacvlanOptions(ParentOptions, frozen=True, kw_only=True):
@@ -105,36 +107,34 @@ class Macvlan(ParentDriver):
                 raise
 
     def _let_host_in(self, session: Session, network: Network) -> None:
-        name = _host_end(network.id)
-        parent, present = session.link(self.parent_name(network)), session.link(name)
+        access = self._access(session, network)
+        parent, present = session.link(self.parent_name(network)), session.link(access.name)
         if parent is None or (present and present.up):
             return
         if not _options(network).dhcp:
-            own = session.addresses(parent.index)
-            if not any(_source(network, subnet.pool, own) for subnet in network.subnets):
-                pools = ", ".join(subnet.pool for subnet in network.subnets)
-                raise ConfigError(
-                    f"network {network.name}: host-access needs an address for the host in {pools}: "
-                    "reserve one with --aux-address host=ADDRESS"
-                )
+            _require_sources(network, access.sources())
         if present is None:
             session.request(
                 netlink.add_link(
-                    name=name,
+                    name=access.name,
                     kind=self.child_kind,
                     parent=parent.index,
                     mtu=self.asked_mtu(network) or parent.mtu,
                     data=self.child_data(network),
                 ),
-                netlink.set_alias(name, self._alias("network", network.id)),
+                netlink.set_alias(access.name, self._alias("network", network.id)),
             )
-        link = session.link(name)
+        link = session.link(access.name)
         if link is None:
-            raise OSError(errno.ENODEV, f"{name} vanished while it was made")
-        wanted = {_whole(subnet.reserved[HOST]) for subnet in network.subnets if HOST in subnet.reserved}
-        missing = wanted - session.addresses(link.index).keys()
+            raise OSError(errno.ENODEV, f"{access.name} vanished while it was made")
+        # Else routers on the network would give the host a second address and a second way out.
+        interfaces.write_setting(f"ipv6/conf/{access.name}/accept_ra", "0")
+        missing = access.reserved() - session.addresses(link.index).keys()
         session.request(*(netlink.add_address(link.index, address) for address in sorted(missing)))
-        session.request(netlink.set_up(name))
+        session.request(netlink.set_up(access.name))
+
+    def _access(self, session: Session, network: Network) -> Access:
+        return Access(session, network, self.parent_name(network))
 
     def attach(self, network: Network, endpoint: Endpoint, netns: int) -> Attachment:
         """Join the namespace, and let the host reach it where it has access."""
@@ -142,7 +142,7 @@ class Macvlan(ParentDriver):
         if _options(network).host_access:
             try:
                 with Session() as session:
-                    self._route_host(session, network, endpoint, attachment)
+                    self._access(session, network).reach(endpoint.id, attachment.addresses)
             except BaseException as error:
                 self.detach(network, endpoint)
                 if isinstance(error, OSError):
@@ -150,169 +150,143 @@ class Macvlan(ParentDriver):
                 raise
         return attachment
 
-    def _route_host(self, session: Session, network: Network, endpoint: Endpoint, attachment: Attachment) -> None:
-        link, parent = session.link(_host_end(network.id)), session.link(self.parent_name(network))
-        if link is None or parent is None:
-            raise OSError(errno.ENODEV, f"the host's interface {_host_end(network.id)} is gone")
-        own = session.addresses(parent.index)
-        for address in attachment.addresses:
-            source = _source(network, address, own)
-            if source:
-                session.request(
-                    netlink.add_route(
-                        link.index, _whole(address), metric=_metric(endpoint.id), source=source, replace=True
-                    )
-                )
-
     def _furnish(
         self, inner: Session, *, netns: int, network: Network, endpoint: Endpoint, interface: str
     ) -> Attachment:
         if not _options(network).dhcp:
             return super()._furnish(inner, netns=netns, network=network, endpoint=endpoint, interface=interface)
-        from transom_network_macvlan.dhcp import Client, add_routes
-
         bare = msgspec.structs.replace(endpoint, addresses=())
         attachment = super()._furnish(inner, netns=netns, network=network, endpoint=bare, interface=interface)
-        asked = next((interfaces.plain(address) for address in endpoint.addresses), "")
-        client = Client(self.root, netns=netns, interface=interface, name=endpoint.names[:1])
-        lease = client.obtain(asked)
-        if asked and interfaces.plain(lease.address) != asked:
-            client.give_back()
-            raise DriverError(
-                "attach", driver="network macvlan", subject=endpoint.id[:12],
-                cause=f"the DHCP server does not give {asked} but {interfaces.plain(lease.address)}",
-                hint="leave the address out, or reserve it at the server",
-            )  # fmt: skip
-        link = inner.link(interface)
-        if link is None:
-            raise OSError(errno.ENODEV, f"{interface} vanished from the namespace")
-        mtu = link.mtu
-        if _SMALLEST <= lease.mtu < mtu and not self.asked_mtu(network):
-            mtu = lease.mtu
-            inner.request(netlink.set_mtu(interface, mtu))
-        inner.request(netlink.add_address(link.index, lease.address))
-        add_routes(inner, link.index, lease)
-        return msgspec.structs.replace(
-            attachment,
-            addresses=(lease.address,),
-            gateways=lease.routers[:1],
-            dns=lease.dns,
-            search=lease.search,
-            mtu=mtu,
-        )
+        return self._keeper(network, endpoint, netns, attachment).obtain()
+
+    def _keeper(self, network: Network, endpoint: Endpoint, netns: int, bare: Attachment) -> Keeper:
+        from transom_network_macvlan.keeping import Keeper
+
+        return Keeper(
+            self.root, netns=netns, bare=bare, endpoint=endpoint, families=_families(network, endpoint),
+            fixed_mtu=bool(self.asked_mtu(network)),
+        )  # fmt: skip
 
     def detach(self, network: Network, endpoint: Endpoint) -> None:
         """Take the host's routes to the endpoint away, and the endpoint."""
         try:
             with Session() as session:
-                self._unroute(session, lambda route: route.metric == _metric(endpoint.id))
+                unroute(session, lambda route: route.metric == metric(endpoint.id))
         except OSError as error:
             raise self._error("detach", endpoint, error) from error
         super().detach(network, endpoint)
-
-    def _unroute(self, session: Session, unwanted: Callable[[Route], bool]) -> int:
-        """Remove routes by the host's children; return how many."""
-        ours = {link.index for link in session.links() if _is_host_end(link)}
-        found = [route for route in session.routes() if route.index in ours and route.metric and unwanted(route)]
-        for route in found:
-            try:
-                session.request(netlink.delete_route(route.index, route.to, metric=route.metric))
-            except ProcessLookupError:
-                continue  # gone by itself
-        return len(found)
 
     def recover(self) -> list[str]:
         """Remove routes to containers that died with their namespaces, too."""
         repairs = super().recover()
         with Session() as session:
-            alive = {_metric(child.endpoint) for child in self.children(session)}
-            count = self._unroute(session, lambda route: route.static and route.metric not in alive)
+            alive = {metric(child.endpoint) for child in self.children(session)}
+            count = unroute(session, lambda route: route.static and route.metric not in alive)
         return repairs + ([f"removed {count} routes to endpoints that are gone"] if count else [])
 
     def _differences(self, network: Network, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
         yield from super()._differences(network, endpoints)
         if not _options(network).host_access:
             return
-        name = _host_end(network.id)
         with Session() as session:
-            link = session.link(name)
-            routes = {(route.to, route.index) for route in session.routes()}
+            access = self._access(session, network)
+            link = session.link(access.name)
+            present = {(route.to, route.index) for route in session.routes()}
+            wanted = [(endpoint, to) for endpoint in endpoints for to in access.routes(endpoint.addresses)]
         if link is None or not link.up:
-            yield f"the host's interface {name} is {'down' if link else 'missing'}"
+            yield f"the host's interface {access.name} is {'down' if link else 'missing'}"
             return
-        for endpoint in endpoints:
-            for address in endpoint.addresses:
-                wanted = ":" not in address or any(HOST in s.reserved and ":" in s.pool for s in network.subnets)
-                if wanted and (_whole(address), link.index) not in routes:
-                    yield f"the host has no route to endpoint {endpoint.id[:12]} ({interfaces.plain(address)})"
+        for endpoint, to in wanted:
+            if (to, link.index) not in present:
+                yield f"the host has no route to endpoint {endpoint.id[:12]} ({interfaces.plain(to)})"
 
-    # Addresses by DHCP
+    # Addresses by DHCP and router advertisements
 
     def keeps_addresses(self, network: Network) -> bool:
-        """Core's IPAM has them, unless a DHCP server does."""
+        """Core's IPAM has them, unless servers on the network do."""
         return _options(network).dhcp
 
     def settle(self, network: Network) -> Network:
-        """Leave the subnet to the DHCP server."""
-        if network.subnets:
+        """Leave the subnets to the network's own servers; "0.0.0.0/0" and "::/0" stand for them."""
+        if any(subnet.pool not in interfaces.ANY.values() for subnet in network.subnets):
             raise ConfigError(f"network {network.name}: with dhcp=true the server has the subnet; leave out --subnet")
         return network
 
     def allocate(self, network: Network, endpoint: Endpoint) -> Endpoint:
-        """Leave the address to the DHCP server, which `attach` asks."""
+        """Leave the addresses to the network's own servers, which `attach` asks."""
         return endpoint
 
     def release(self, network: Network, endpoint: Endpoint) -> None:
         """Nothing to give back here: `watch` has released the lease."""
 
-    def watch(self, network: Network, endpoint: Endpoint, netns: int, stop: int) -> None:
-        """Keep the lease, and release it at the end."""
-        if not _options(network).dhcp:
+    def watch(
+        self, network: Network, endpoint: Endpoint, netns: int, stop: int, changed: Callable[[Attachment], None]
+    ) -> None:
+        """Keep the lease and release it at the end, follow the routers, and keep the host's way to the endpoint."""
+        options = _options(network)
+        if not (options.dhcp or options.host_access):
             return
-        from transom.services.netns import inside
-        from transom_network_macvlan.dhcp import Client
-
         alias = self._alias("endpoint", endpoint.id, network.id)
         with inside(netns, Session) as inner:
-            interface = next((link.name for link in inner.links() if link.alias == alias), "")
-        if interface:
-            Client(self.root, netns=netns, interface=interface, name=endpoint.names[:1]).keep(stop)
+            link = next((link for link in inner.links() if link.alias == alias), None)
+        if link is None:
+            return
+        from transom_network_macvlan.keeping import together
+
+        tasks: list[Callable[[], None]] = []
+        with Session() as session, Session() as other:
+            reach = _Reach(self._access(session, network), endpoint) if options.host_access else None
+            if reach:
+                tasks.append(partial(self._access(other, network).follow, stop, reach))
+            if options.dhcp:
+                parent = session.link(self.parent_name(network))
+                mtu = self.asked_mtu(network) or (parent.mtu if parent else link.mtu)
+                keeper = self._keeper(
+                    network, endpoint, netns, Attachment(interface=link.name, mac=link.mac, mtu=mtu)
+                )  # fmt: skip
+
+                def tell(attachment: Attachment) -> None:
+                    if reach:
+                        reach(attachment.addresses)
+                    changed(attachment)
+
+                tasks.append(partial(keeper.keep, stop, tell))
+            together(tasks)
+
+
+class _Reach:
+    """The host's way to one endpoint: set anew when called, from any thread, to addresses or those of before."""
+
+    def __init__(self, access: Access, endpoint: Endpoint) -> None:
+        self._access, self._id, self._addresses, self._lock = access, endpoint.id, endpoint.addresses, Lock()
+
+    def __call__(self, addresses: tuple[str, ...] | None = None) -> None:
+        with self._lock:
+            if addresses is not None:
+                self._addresses = addresses
+            try:
+                self._access.reach(self._id, self._addresses)
+            except OSError as error:
+                print(f"the host's way to endpoint {self._id[:12]}: {error}", file=sys.stderr, flush=True)
+
+
+def _families(network: Network, endpoint: Endpoint) -> set[int]:
+    """Return the families whose addresses the network's own servers give: 4 by DHCP, 6 by router advertisements."""
+    found = {interfaces.family(subnet.pool) for subnet in network.subnets}
+    off = "net.ipv6.conf.IFNAME.disable_ipv6=1" in getattr(endpoint.options, "sysctls", ())
+    return found - {6} if off else found
+
+
+def _require_sources(network: Network, sources: dict[str, str]) -> None:
+    """Refuse a network on which the host has no address of one of its families."""
+    served = {interfaces.family(pool) for pool, speaker in sources.items() if speaker}
+    lacking = [pool for pool in sources if interfaces.family(pool) not in served]
+    if lacking:
+        raise ConfigError(
+            f"network {network.name}: host-access needs an address for the host in {', '.join(lacking)}: "
+            "reserve one with --aux-address host=ADDRESS"
+        )
 
 
 def _options(network: Network) -> MacvlanOptions:
     return network.options if isinstance(network.options, MacvlanOptions) else MacvlanOptions()
-
-
-def _host_end(network: str) -> str:
-    return f"mh-{network[:12]}"
-
-
-def _is_host_end(link: Link) -> bool:
-    return link.kind == "macvlan" and link.name.startswith("mh-") and link.alias.startswith("transom-macvlan ")
-
-
-def _metric(endpoint: str) -> int:
-    return int(endpoint[:8], 16) or 1
-
-
-def _whole(address: str) -> str:
-    """Return a route to one address, in the kernel's spelling."""
-    text = interfaces.plain(address)
-    return f"{text}/{128 if ':' in text else 32}"
-
-
-def _source(network: Network, address: str, own: dict[str, int]) -> str:
-    """Return the host's address towards one of the network: the reserved one, or one of the parent beside it.
-
-    An IPv6 neighbour asks for the interface that has the address, so the parent's own ones will not do.
-    """
-    from ipaddress import ip_interface
-
-    target = ip_interface(address)
-    for subnet in network.subnets:
-        if HOST in subnet.reserved and interfaces.family(subnet.pool) == target.version:
-            return interfaces.plain(subnet.reserved[HOST])
-    for text in own:
-        if target.version == 4 and ":" not in text and ip_interface(text).ip in target.network:
-            return interfaces.plain(text)
-    return ""

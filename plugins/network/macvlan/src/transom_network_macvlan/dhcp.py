@@ -2,7 +2,7 @@
 
 The client runs twice: once until it has a lease, while the container is joined, and then for as long as the container
 runs, to renew it. It asks for the same address with the same client identifier, so both are one lease to the server.
-It changes nothing itself: its script prints what it knows, and the address is set here.
+It changes nothing itself: its script prints what it knows, and `Lease.apply` sets the interface.
 
 It dies with the thread that started it (prctl(2), PR_SET_PDEATHSIG, by setpriv(1)), so that the death of a supervisor
 leaves no client behind where the kernel does not end it anyway; SIGTERM is what it releases the lease on.
@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ import msgspec
 from transom.errors import DriverError, NotSupported
 from transom.services import netlink
 from transom.services.files import write_atomic
-from transom.services.interfaces import ANY, route_by
+from transom.services.interfaces import ANY, ETHERNET_MTU
 from transom.services.netlink import Session
 from transom.services.netns import inside
 
@@ -33,6 +34,8 @@ LINK = "0.0.0.0"
 """The next hop that stands for the link itself."""
 AGAIN, LAST = 5.0, 3.0
 """Seconds until a client that ended is started anew; those it has at the end to get what it is to release."""
+_SMALLEST = 68
+"""The smallest MTU that a server may give, in bytes (RFC 2132, section 5.1)."""
 _SCRIPT = rb"""#!/bin/sh
 printf 'transom\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' \
     "$1" "$ip" "$mask" "$router" "$dns" "${search:-$domain}" "$staticroutes" "$mtu"
@@ -45,16 +48,49 @@ class Lease(msgspec.Struct, frozen=True):
     """What the server gave: an address with prefix, next hops, name servers, search domains, and more.
 
     Attributes:
+        address: empty when there is none, or none any more.
         routes: pairs of a range and a next hop, "0.0.0.0" for the link itself; none is a default route.
         mtu: in bytes; 0 when nothing was said.
     """
 
-    address: str
+    address: str = ""
     routers: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
     routes: tuple[tuple[str, str], ...] = ()
     mtu: int = 0
+
+    def apply(self, inner: Session, interface: str, *, before: Lease, most: int) -> None:
+        """Give an interface in the session's namespace what the lease says, in place of what another one said.
+
+        Addresses that no lease gave stay. With the last address the kernel takes the routes away.
+
+        Args:
+            most: the largest MTU that the interface may have, in bytes, and what it has when the lease says none.
+        """
+        link = inner.link(interface)
+        if link is None:
+            return
+        mtu = self.mtu if _SMALLEST <= self.mtu < most else most
+        if link.mtu != mtu:
+            inner.request(netlink.set_mtu(interface, mtu))
+        present = inner.addresses(link.index)
+        # First, for the kernel takes away with an address what was added beside it in its subnet (promote_secondaries).
+        if before.address in present and before.address != self.address:
+            inner.request(netlink.delete_address(link.index, before.address))
+        if self.address and self.address not in present:
+            inner.request(netlink.add_address(link.index, self.address))
+        known = {(route.to, route.gateway or LINK) for route in inner.routes() if route.index == link.index}
+        for to, hop in {*before.routes} - {*self.routes}:
+            if (to, hop) in known:
+                inner.request(netlink.delete_route(link.index, to, None if hop == LINK else hop))
+        for to, hop in self.routes:
+            if (to, hop) not in known:
+                _add_route(inner, link.index, to, hop)
+
+
+NONE = Lease()
+"""No lease."""
 
 
 class Client:
@@ -68,7 +104,7 @@ class Client:
     def __init__(self, root: Path, *, netns: int, interface: str, name: tuple[str, ...]) -> None:
         self._root, self._netns, self._interface = root, netns, interface
         self._name = [f"-xhostname:{word}" for word in name]
-        self._bound = self._leads_out = False
+        self._bound = False
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start a client that lives no longer than the thread."""
@@ -109,31 +145,51 @@ class Client:
         found = [lease for event, lease in _events(out) if event == "bound" and lease]
         if not found:
             raise DriverError(
-                "dhcp", driver="network macvlan", subject=self._interface, cause="no DHCP server has answered",
+                "dhcp", driver="network macvlan", subject=self._interface,
+                cause=f"no DHCP server has answered in {TRIES * PAUSE} seconds",
                 hint="is there one on the network of the parent? Else leave out dhcp=true",
             )  # fmt: skip
         return found[-1]
 
     def give_back(self) -> None:
-        """Release the lease that was obtained, in the only way that a client can: by having it once more."""
+        """Release the lease that was obtained, in the only way that a client can: by having it once more, and set."""
+
+        def heed(lease: Lease) -> None:
+            with Session() as inner:
+                lease.apply(inner, self._interface, before=NONE, most=ETHERNET_MTU)
+
         stop, signal = os.pipe()
         os.close(signal)
         try:
-            self.keep(stop)
+            self.keep(stop, NONE.address, heed)
         finally:
             os.close(stop)
 
-    def keep(self, stop: int) -> None:
-        """Renew the lease until `stop` is readable, and release it then."""
-        inside(self._netns, self._keep, stop)
+    def keep(self, stop: int, address: str, heed: Callable[[Lease], None]) -> None:
+        """Renew the lease until `stop` is readable, and release it then.
 
-    def _keep(self, stop: int) -> None:
-        ended = False
+        Args:
+            address: what is asked for at first.
+            heed: is told each lease that the server gives or prolongs, and `NONE` when one has run out or was refused.
+        """
+        inside(self._netns, self._keep, stop, address, heed)
+
+    def _keep(self, stop: int, address: str, heed: Callable[[Lease], None]) -> None:
+        last, ended = address, False
+
+        def heard(lease: Lease) -> None:
+            nonlocal last
+            last = lease.address or last
+            try:
+                heed(lease)
+            except OSError as error:
+                print(f"applying a lease to {self._interface}: {error}", file=sys.stderr, flush=True)
+
         while not ended:  # once at least: it is the client that releases what was obtained
-            process = self._start("-R", *([f"-r{address}"] if (address := self._address()) else []))
+            process = self._start("-R", *([f"-r{last.partition('/')[0]}"] if last else []))
             assert process.stdout is not None
             try:
-                self._follow(process.stdout.fileno(), stop)
+                self._follow(process.stdout.fileno(), stop, heard)
             finally:
                 process.terminate()  # on which it releases
                 try:
@@ -144,8 +200,9 @@ class Client:
                 process.stdout.close()
             ended = bool(select.select([stop], [], [], AGAIN)[0])
 
-    def _follow(self, output: int, stop: int) -> None:
-        """Apply what the client says until it ends or must; it releases a lease that it has got, so that is awaited."""
+    def _follow(self, output: int, stop: int, heard: Callable[[Lease], None]) -> None:
+        """Pass on what the client says until it ends or must; it releases a lease that it has got, so that is
+        awaited."""
         waiting, until = b"", None
         self._bound = False
         while until is None or (not self._bound and time.monotonic() < until):
@@ -160,51 +217,19 @@ class Client:
                 return
             lines, _, waiting = (waiting + data).rpartition(b"\n")
             for event, lease in _events(lines):
-                try:
-                    self._heed(event, lease)
-                except OSError as error:
-                    print(f"applying a lease to {self._interface}: {error}", file=sys.stderr, flush=True)
-
-    def _heed(self, event: str, lease: Lease | None) -> None:
-        if lease and event in {"bound", "renew"}:
-            self._bound = True
-            self._apply(lease)
-        elif event == "deconfig" and self._bound:  # the lease has run out; the first one is only a beginning
-            self._apply(None)
-
-    def _address(self) -> str:
-        with inside(self._netns, Session) as inner:
-            link = inner.link(self._interface)
-            present = inner.addresses(link.index) if link else {}
-        return next((address.partition("/")[0] for address in present if ":" not in address), "")
-
-    def _apply(self, lease: Lease | None) -> None:
-        """Replace the address where it has changed, and the way out where that was ours."""
-        with inside(self._netns, Session) as inner:
-            link = inner.link(self._interface)
-            if link is None:
-                return
-            present = {address for address in inner.addresses(link.index) if ":" not in address}
-            wanted = {lease.address} if lease else set()
-            if present:  # with the last address the kernel takes the routes away
-                self._leads_out = any(r.index == link.index and r.static and r.to == ANY[4] for r in inner.routes())
-            for address in wanted - present:
-                inner.request(netlink.add_address(link.index, address))
-            for address in present - wanted:
-                inner.request(netlink.delete_address(link.index, address))
-            if lease and present != wanted:
-                add_routes(inner, link.index, lease)
-        if self._leads_out and lease and lease.routers and present != wanted:
-            route_by(self._netns, [(self._interface, lease.routers[0])])
+                if lease and event in {"bound", "renew"}:
+                    self._bound = True
+                    heard(lease)
+                elif event == "deconfig" and self._bound:  # the first one is only a beginning
+                    heard(NONE)
 
 
-def add_routes(inner: Session, index: int, lease: Lease) -> None:
-    """Make the routes that came with a lease; one that the kernel does not take is passed over, and said."""
-    for to, hop in lease.routes:
-        try:
-            inner.request(netlink.add_route(index, to, None if hop == LINK else hop, replace=True))
-        except (OSError, ValueError, struct.error) as error:
-            print(f"a route of the DHCP server's, {to} by {hop}: {error}", file=sys.stderr, flush=True)
+def _add_route(inner: Session, index: int, to: str, hop: str) -> None:
+    """Make a route that came with a lease; one that the kernel does not take is passed over, and said."""
+    try:
+        inner.request(netlink.add_route(index, to, None if hop == LINK else hop, replace=True))
+    except (OSError, ValueError, struct.error) as error:
+        print(f"a route of the DHCP server's, {to} by {hop}: {error}", file=sys.stderr, flush=True)
 
 
 def _events(text: bytes) -> list[tuple[str, Lease | None]]:

@@ -682,7 +682,9 @@ class Overlay(ParentDriver):
         found = [peer for peer in self.known(network.id).peers if peer.host != self.host and name in peer.names]
         return tuple(address.partition("/")[0] for peer in found for address in peer.addresses)
 
-    def watch(self, network: Network, endpoint: Endpoint, netns: int, stop: int) -> None:
+    def watch(
+        self, network: Network, endpoint: Endpoint, netns: int, stop: int, changed: Callable[[Attachment], None]
+    ) -> None:
         """Follow the other hosts, for as long as the endpoint is there."""
         from transom_network_overlay.following import Follower
 
