@@ -12,7 +12,7 @@ from transom.errors import ConfigError
 from transom_engine import logplan
 from transom_engine.model import Config, Container, EndpointSettings, HostConfig, MountPoint, NetworkSettings, now
 from transom_engine.networks.checking import check_networks, shares_host
-from transom_engine.networks.model import DEFAULT
+from transom_engine.networks.model import default_network
 from transom_engine.resources import check as check_limits
 from transom_engine.resources import usual_swap
 
@@ -42,7 +42,7 @@ def prepare(
         raise ConfigError(
             "--rm and --restart contradict each other: a container that is removed when it ends cannot restart"
         )
-    host.network_mode = DEFAULT if host.network_mode in {"", "default"} else host.network_mode
+    host.network_mode = default_network(engine.config) if host.network_mode in {"", "default"} else host.network_mode
     host.ipc_mode = host.ipc_mode or engine.config.default_ipc_mode
     host.shm_size = host.shm_size or engine.config.default_shm_size
     host.memory_swap = host.memory_swap or usual_swap(host.memory)

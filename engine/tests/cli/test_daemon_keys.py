@@ -105,3 +105,16 @@ def test_the_host_is_not_made_to_forward_where_the_config_says_so(configured, tr
     assert forwards(transom) == "0", "an existing network was changed"
     configured({}, "network", "create", "net")
     assert forwards(transom) == "1"
+
+
+def test_without_a_default_network_a_container_that_names_none_is_alone(configured, transom, tmp_path):
+    keys = {"bridge": "none"}
+    assert configured(keys, "network", "ls", "--format", "{{.Name}}").split() == ["host", "none"]
+    assert "eth0" not in configured(keys, "run", "--rm", "busybox", "ip", "link")
+    config = tmp_path / "daemon.json"
+    assert transom.fails("--config", config, "run", "--network", "bridge", "busybox", "true", code=125) == (
+        "no such network: bridge; networks here: host, none"
+    )
+    configured(keys, "network", "create", "net")
+    assert "eth0" in configured(keys, "run", "--rm", "--network", "net", "busybox", "ip", "link")
+    assert "transom0" not in inside(transom.netns, subprocess.check_output, ["ip", "link"], text=True)

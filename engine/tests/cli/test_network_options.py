@@ -81,6 +81,16 @@ def test_the_rest_is_not_announced_once_the_container_has_left_though_the_interf
     assert sorted(heard()) in ([], ["10.77.0.9", "fd77::9"], ["10.77.0.9"] * 2 + ["fd77::9"] * 2)
 
 
+def test_neighbours_on_the_lan_hear_of_a_macvlan_containers_address(transom):
+    inside(transom.netns, ip_batch, "link add up0 type veth peer name up1", "link set up0 up", "link set up1 up")
+    fast = ["-o", "com.docker.network.advertise_addr_ms=100"]
+    transom("network", "create", "-d", "macvlan", "-o", "parent=up0", *fast, "--subnet", "10.77.0.0/24", "lan")
+    with inside(transom.netns, watch, "up1") as ear:
+        transom.detached("--ip", "10.77.0.9", network="lan")
+        heard = []
+        transom.wait_until(lambda: heard.extend(map(said, arrived(ear))) or heard.count("10.77.0.9") == 3)
+
+
 @pytest.mark.parametrize(("options", "count"), [({"n": 0}, 0), ({"n": 1, "ms": 100}, 1)])
 def test_nothing_more_is_announced_than_was_asked_for(transom, announced, options, count):
     heard = announced(**options)

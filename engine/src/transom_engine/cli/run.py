@@ -13,6 +13,7 @@ from transom.errors import ConfigError, NotFound, choices
 from transom_engine import flags, wire
 from transom_engine.cli import Session, pass_session
 from transom_engine.model import Config, EndpointSettings, HostConfig, LogConfig
+from transom_engine.networks.model import default_network
 
 if TYPE_CHECKING:
     from transom_engine.model import Container
@@ -133,7 +134,7 @@ _SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False, 
 @pass_session
 def create_command(session: Session, /, image: str, command: tuple[str, ...], **given: Any) -> int:
     """Create a new container."""
-    config, host, places = _read(image, command, given)
+    config, host, places = _read(session, image, command, given)
     _have_image(session, image, given)
     container, warnings = session.engine.containers.create(config, host, name=given["name"], endpoints=places)
     _warn(warnings)
@@ -163,7 +164,7 @@ def run_command(
         raise ConfigError("conflicting options: -d and -a")
     if given["tty"] and not detach and given["interactive"] and not os.isatty(0):
         raise ConfigError("the input device is not a TTY; leave -t out, or run it from a terminal")
-    config, host, places = _read(image, command, given)
+    config, host, places = _read(session, image, command, given)
     _have_image(session, image, given)
     if detach:
         container, connection, warnings = session.engine.containers.run(
@@ -227,11 +228,11 @@ def _note_id(path: str, container: Container) -> None:
 
 
 def _read(
-    image: str, command: tuple[str, ...], given: dict[str, Any]
+    session: Session, image: str, command: tuple[str, ...], given: dict[str, Any]
 ) -> tuple[Config, HostConfig, dict[str, EndpointSettings]]:
     """Turn the flags into the records' shapes."""
     exposed, bindings = flags.ports(given["publish"], given["expose"])
-    places = _places(given)
+    places = _places(given, default_network(session.config))
     points = [flags.volume(text) for text in given["volume"]]
     config = Config(
         hostname=given["hostname"],
@@ -330,11 +331,11 @@ def limits(given: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _places(given: dict[str, Any]) -> dict[str, EndpointSettings]:
+def _places(given: dict[str, Any], default: str) -> dict[str, EndpointSettings]:
     """Return the container's place on each network; flags that name none are about the first."""
     places: dict[str, EndpointSettings] = {}
     for name, place in map(flags.network, given["network"] or ["default"]):
-        name = "bridge" if name in {"", "default"} else name
+        name = default if name in {"", "default"} else name
         if name in places:
             raise ConfigError(f"--network {name} is given twice")
         places[name] = place

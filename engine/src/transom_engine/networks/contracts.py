@@ -8,7 +8,7 @@ import msgspec
 
 from transom.contract.network import Endpoint, Network, NetworkCapability, Port, Subnet
 from transom_engine.model import Container, EndpointSettings
-from transom_engine.networks.model import DEFAULT, NetworkRecord
+from transom_engine.networks.model import DEFAULT, NO_NETWORK, NetworkRecord
 
 if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
@@ -49,7 +49,7 @@ def _daemon_options(engine: Engine, record: NetworkRecord) -> dict[str, str]:
         return {}
     config = engine.config
     words = {
-        "com.docker.network.bridge.name": config.bridge,
+        "com.docker.network.bridge.name": "" if config.bridge == NO_NETWORK else config.bridge,
         "com.docker.network.bridge.enable_icc": "" if config.icc else "false",
         "com.docker.network.bridge.enable_ip_masquerade": "" if config.ip_masq else "false",
     }

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from transom.contract.network import Network
 from transom_engine.model import Pascal, now
 
+if TYPE_CHECKING:
+    from transom.config import Config
+
 DEFAULT = "bridge"
 """The name of the default network, whatever driver carries it: Docker's users write it."""
+NO_NETWORK = "none"
+"""Docker's word, of the key ``bridge``, for no default network; and the network of who asks for none then."""
 DEFAULT_IPAM, DHCP = "default", "dhcp"
 """Who gives addresses, in the words of ``--ipam-driver``: core's IPAM, and the option of drivers that ask a server."""
 CONFIG_ONLY = "null"
 """What stands for the driver of a network that is a configuration alone, as in Docker's lists."""
 MEMBERS = "network-members"
 """The lock that whoever makes or joins a network shares, and whoever removes one has alone."""
+
+
+def default_network(config: Config) -> str:
+    """Return the network of containers for which none is named."""
+    return NO_NETWORK if config.bridge == NO_NETWORK else DEFAULT
 
 
 class IpamConfig(Pascal, omit_defaults=True):

@@ -17,6 +17,7 @@ from transom_engine.networks.model import (
     IpamRecord,
     NetworkCreate,
     NetworkRecord,
+    default_network,
     record_of,
 )
 
@@ -34,7 +35,7 @@ class Networks:
         """Return all networks by name, those that are always there included."""
         from transom.drivers import installed
 
-        self.get(DEFAULT)
+        self.named(DEFAULT)
         self._take_over()
         for driver in installed("network"):
             if NetworkCapability.SINGLETON in self.engine.network_driver(driver.name).capabilities:
@@ -86,10 +87,8 @@ class Networks:
         if len(found) > 1:
             raise Conflict(f"network id {reference!r} is ambiguous; write more of it")
         if not found:
-            names = [r.name for r in records]
-            raise NotFound(
-                f"no such network: {reference}{nearest(reference, names)}; networks here: {choices({*names, DEFAULT})}"
-            )
+            names = {r.name for r in records} | {default_network(self.engine.config)}
+            raise NotFound(f"no such network: {reference}{nearest(reference, names)}; networks here: {choices(names)}")
         return found[0]
 
     def _take_over(self) -> None:
@@ -116,7 +115,7 @@ class Networks:
 
     def _predefined(self, name: str) -> NetworkRecord | None:
         """Make the record of the default network or of a driver's only one, when it is first asked for."""
-        if name == DEFAULT:
+        if name == DEFAULT == default_network(self.engine.config):
             driver = self.engine.default_driver("network")
         elif self.is_single(name):
             driver = name
