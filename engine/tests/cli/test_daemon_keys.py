@@ -118,3 +118,20 @@ def test_without_a_default_network_a_container_that_names_none_is_alone(configur
     configured(keys, "network", "create", "net")
     assert "eth0" in configured(keys, "run", "--rm", "--network", "net", "busybox", "ip", "link")
     assert "transom0" not in inside(transom.netns, subprocess.check_output, ["ip", "link"], text=True)
+
+
+def test_default_options_that_no_network_takes_are_named_with_their_place(transom, tmp_path):
+    config = tmp_path / "daemon.json"
+    mtu = "com.docker.network.driver.mtu"
+    good = {"macvlan": {"dhcp": "true"}, "bridge": {mtu: "1400", "com.docker.network.enable_ipv6": "true"}}
+    config.write_text(json.dumps({"default-network-opts": good}))
+    assert transom("config", "check", config) == f"{config} is valid"
+    bad = {"bridge": {mtu: "wide", "antispof": "true"}, "brige": {}}
+    config.write_text(json.dumps({"default-network-opts": bad}))
+    said = transom.fails("config", "check", config, code=125)
+    assert f"network driver bridge: {mtu}='wide': expected a whole number, at least 0, at most 65535" in said
+    assert "network driver bridge has no option 'antispof' (did you mean antispoof?)" in said
+    assert "'brige'" in said
+    assert f"{mtu}='wide' (from --opt, or file {config}: default-network-opts): expected" in transom.fails(
+        "--config", config, "network", "create", "net", code=125
+    )

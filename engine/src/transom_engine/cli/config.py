@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from transom.errors import ConfigError, TransomError
+from transom.errors import ConfigError, TransomError, nearest
 from transom_engine.cli import Session, pass_session
 from transom_engine.cli.tables import render
 
 if TYPE_CHECKING:
     from transom.config import Config
+    from transom.contract.network import NetworkDriver
+    from transom.drivers import Drivers
 
 _HEADINGS = {"Key": "KEY", "Value": "VALUE", "Origin": "ORIGIN"}
 
@@ -68,4 +71,26 @@ def _driver_faults(config: Config) -> list[str]:
                 drivers.open(kind, name, options, where=where)
             except TransomError as error:
                 faults.append(str(error))
-    return faults
+    return faults + [fault for name in config.default_network_opts for fault in _option_faults(config, drivers, name)]
+
+
+def _option_faults(config: Config, drivers: Drivers, name: str) -> Iterator[str]:
+    """Say what is off with the default options of new networks of a driver; each alone, since networks add theirs."""
+    import msgspec
+
+    from transom.services.options import parse
+    from transom_engine.networks.making import ENABLE
+
+    try:
+        struct = cast("type[NetworkDriver]", drivers.load("network", name)).NetworkOptions
+    except TransomError as error:
+        yield f"default-network-opts: {error}"
+        return
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    for option, text in config.default_network_opts[name].items():
+        try:
+            parse((fields | dict.fromkeys(ENABLE, bool))[option], text)
+        except KeyError:
+            yield f"default-network-opts: network driver {name} has no option {option!r}{nearest(option, fields)}"
+        except ValueError as error:
+            yield f"default-network-opts: network driver {name}: {option}={text!r}: expected {error}"

@@ -8,7 +8,7 @@ import msgspec
 
 from transom.contract.network import NetworkCapability
 from transom.errors import ConfigError, choices
-from transom_engine.networks.contracts import option_names, scope_of
+from transom_engine.networks.contracts import option_names, options_of, scope_of
 from transom_engine.networks.model import (
     CONFIG_ONLY,
     DEFAULT,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
     from transom_engine.engine import Engine
 
-_IPV4, _IPV6 = "com.docker.network.enable_ipv4", "com.docker.network.enable_ipv6"
+ENABLE = _IPV4, _IPV6 = "com.docker.network.enable_ipv4", "com.docker.network.enable_ipv6"
 """Options of networks that are the engine's, whatever the driver: they say what the flags of those names do."""
 
 
@@ -89,7 +89,8 @@ def _configured(wanted: NetworkCreate, kept: NetworkRecord) -> NetworkCreate:
 def _settled(engine: Engine, wanted: NetworkCreate) -> NetworkRecord:
     driver = wanted.driver or engine.default_driver("network")
     opened = engine.network_driver(driver)
-    options = {**engine.config.default_network_opts.get(driver, {}), **wanted.options}
+    defaults = engine.config.default_network_opts.get(driver, {})
+    options = {**defaults, **wanted.options}
     ipv4 = _enabled(options.pop(_IPV4, ""), _IPV4, wanted.enable_ipv4, default=True)
     ipv6 = _enabled(options.pop(_IPV6, ""), _IPV6, wanted.enable_ipv6, default=False)
     if not ipv4 and not ipv6:
@@ -97,6 +98,8 @@ def _settled(engine: Engine, wanted: NetworkCreate) -> NetworkRecord:
     _check_driver(opened, driver, wanted, ipv6=ipv6)
     if wanted.ipam.driver != DEFAULT_IPAM:
         options[_ipam_option(engine, driver, wanted.ipam.driver)] = "true"
+    where = f"--opt, or {engine.config.origin['default-network-opts']}: default-network-opts" if defaults else "--opt"
+    options_of(engine, driver, opened.NetworkOptions, options, where)
     return NetworkRecord(
         name=wanted.name, driver=driver, scope=scope_of(opened), ipam=wanted.ipam, options=options, enable_ipv4=ipv4,
         enable_ipv6=ipv6, labels=wanted.labels, internal=wanted.internal, attachable=wanted.attachable,
