@@ -56,8 +56,8 @@ def test_default_pools_give_every_part_once_and_then_say_what_to_do(tmp_path):
     with pytest.raises(Conflict) as caught:
         ipam.settle(net("n5"))
     assert str(caught.value) == (
-        "no subnet of the default address pools is free of networks and host routes; name one with --subnet, "
-        "remove networks, or add to default-address-pools in the config"
+        "no subnet of the default address pools is free, network n0, network n1, network n2, ... have them; "
+        "name one with --subnet, remove networks, or add to default-address-pools in the config"
     )
     ipam.forget(net("n2"))
     assert ipam.settle(net("n5")).subnets[0].pool == pools[2]
@@ -89,6 +89,10 @@ def test_default_pools_keep_clear_of_the_routes_of_the_host(tmp_path):
             return host_routes()
         finally:
             ipam.close()
+            full = Ipam(tmp_path / "full.db", pools=[("10.203.1.0/24", 25)])
+            with pytest.raises(Conflict, match=r"is free, the host's route to 10\.203\.1\.0/24, "):
+                full.settle(net("d"))
+            full.close()
 
     world = netns.create()
     try:

@@ -100,7 +100,7 @@ class Ipam:
             for wanted, six in ((ipv4, False), (ipv6, True)):
                 if wanted and six not in versions:
                     mine = next((pool for pool in recorded if (":" in pool) == six), None)
-                    pool = mine or self._free_part(6 if six else 4, [block for _, block in used])
+                    pool = mine or self._free_part(6 if six else 4, used)
                     subnets.insert(len(subnets) if six else 0, checked(Subnet(pool=pool)))
             for number, subnet in enumerate(subnets):
                 block = parse_subnet(subnet.pool)
@@ -181,19 +181,21 @@ class Ipam:
                     repairs.append(f"gave back {_text(address)} of endpoint {owner[:12]}, which is gone")
         return repairs
 
-    def _free_part(self, version: int, used: list[Block]) -> str:
-        used = used + host_routes()
+    def _free_part(self, version: int, used: list[tuple[str, Block]]) -> str:
+        used = used + [(f"the host's route to {block}", block) for block in host_routes()]
         pools = [(parse_subnet(text), prefix) for text, prefix in self._pools]
         for pool, prefix in pools:
             if not pool.prefixlen <= prefix <= pool.max_prefixlen:
                 raise ConfigError(f"default address pool {pool} cannot have parts of /{prefix}")
-            if pool.version == version and (part := free_part(pool, prefix, used)):
+            if pool.version == version and (part := free_part(pool, prefix, (block for _, block in used))):
                 return part
         if version == 6 and all(pool.version == 4 for pool, _ in pools):
             return local_subnet()
+        mine = [pool for pool, _ in pools if pool.version == version]
+        holders = [holder for holder, block in used if any(overlap(pool, block) for pool in mine)]
         raise Conflict(
-            "no subnet of the default address pools is free of networks and host routes; name one with --subnet, "
-            "remove networks, or add to default-address-pools in the config"
+            f"no subnet of the default address pools is free, {', '.join(holders[:3] + ['...'] * (len(holders) > 3))} "
+            "have them; name one with --subnet, remove networks, or add to default-address-pools in the config"
         )
 
     def _transaction(self) -> AbstractContextManager[Connection]:
