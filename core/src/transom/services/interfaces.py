@@ -239,9 +239,8 @@ def _advertise(link: Link, address: str) -> None:
     mac, packed = netlink.pack_mac(link.mac), netlink.pack_address(address)[1]
     if family(address) == 4:
         arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + packed + bytes(6) + packed
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC) as sock:
-            sock.bind((link.name, 0))
-            sock.send(b"\xff" * 6 + mac + struct.pack("!H", 0x0806) + arp)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto(arp, (link.name, 0x0806, 0, 1, b"\xff" * 6))
     else:
         advertisement = struct.pack("!BBHI", 136, 0, 0, 1 << 29) + packed + b"\x02\x01" + mac  # Override
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6) as sock:
