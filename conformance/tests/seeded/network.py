@@ -2,6 +2,7 @@
 
 import select
 import subprocess
+from unittest import mock
 
 import msgspec
 
@@ -10,7 +11,6 @@ from transom.contract.network import Attachment, Network, NetworkCapability, Own
 from transom.errors import Conflict, DriverError
 from transom.services.interfaces import route_by
 from transom.services.netlink import Session, add_link, delete_altname, delete_link, set_alias
-from transom.services.netns import inside
 from transom_network_bridge import Bridge
 from transom_network_macvlan import Macvlan
 from transom_network_none import Null
@@ -63,12 +63,12 @@ class IgnoresTheMac(Bridge):
 
 
 @found_by("test_neighbours_learn_at_once_that_an_address_has_another_mac")
-class TellsNoNeighbour(Bridge):
+class KeepsAnnouncementsBack(Bridge):
     def attach(self, network, endpoint, netns):
-        attachment = super().attach(network, replace(endpoint, mac=""), netns)
-        mac = endpoint.mac or attachment.mac
-        inside(netns, subprocess.run, ["ip", "link", "set", attachment.interface, "address", mac], check=True)
-        return replace(attachment, mac=mac)
+        attachment = super().attach(network, endpoint, netns)
+        words = ["bridge", "link", "set", "dev", f"vt{endpoint.id[:13]}", "bcast_flood", "off", "mcast_flood", "off"]
+        subprocess.run(words, check=True)
+        return attachment
 
 
 @found_by("test_an_endpoint_is_attached_once")
@@ -138,6 +138,83 @@ class HidesTheClient(Bridge):
         bound = super().publish(network, endpoint, ports)
         firewall("insert rule inet transom postrouting masquerade")
         return bound
+
+
+class WithAnotherRule(Bridge):
+    """A bridge whose rules are bent when a network is made."""
+
+    rule = ""
+
+    def create_network(self, network):
+        super().create_network(network)
+        firewall(self.rule)
+
+
+@found_by("test_networks_are_apart")
+class LeadsFromNetworkToNetwork(WithAnotherRule):
+    rule = "insert rule inet transom incoming iifname @bridges accept"
+
+
+@found_by("test_an_internal_network_has_no_way_out")
+class ServesInternalNetworks(WithAnotherRule):
+    rule = "flush chain inet transom input"
+
+
+@found_by("test_an_internal_network_does_not_reach_what_others_publish")
+class PublishesToAll(WithAnotherRule):
+    rule = "insert rule inet transom forward ct status dnat accept"
+
+
+@found_by("test_what_is_not_published_is_not_reached_from_outside")
+class LeadsIn(WithAnotherRule):
+    rule = "insert rule inet transom incoming oifname @bridges accept"
+
+
+@found_by("test_a_port_published_at_loopback_is_the_hosts_alone")
+class TranslatesTheLoopback(WithAnotherRule):
+    rule = "insert rule inet transom prerouting fib daddr type local jump published"
+
+
+@found_by("test_foreign_state_is_left_alone")
+class DropsWhatIsNotItsOwn(WithAnotherRule):
+    rule = "insert rule inet transom forward iifname != @bridges oifname != @bridges drop"
+
+
+@found_by("test_foreign_state_is_left_alone")
+class ReplacesOthersTables(Bridge):
+    def create_network(self, network):
+        super().create_network(network)
+        subprocess.run(["nft", "flush", "chain", "ip", "foreign", "forward"], capture_output=True, check=False)
+
+
+@found_by("test_one_port_leads_to_as_many_containers_as_there_are_addresses")
+class KnowsOneLoopback(Bridge):
+    def publish(self, network, endpoint, ports):
+        return super().publish(
+            network, endpoint, tuple(replace(p, address=p.address.replace("127.0.0.2", "127.0.0.1")) for p in ports)
+        )
+
+
+@found_by("test_a_free_port_is_none_that_the_host_has_reserved")
+class TakesReservedPorts(Bridge):
+    def publish(self, network, endpoint, ports):
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+            low, high = map(int, file.read().split())
+        ports = tuple(p if p.host else replace(p, host=low, host_end=high) for p in ports)
+        return super().publish(network, endpoint, ports)
+
+
+@found_by("test_a_client_that_keeps_sending_reaches_the_next_container")
+class RemembersFlows(Bridge):
+    def publish(self, network, endpoint, ports):
+        with mock.patch("transom_network_bridge.firewall._forget_flows"):
+            return super().publish(network, endpoint, ports)
+
+
+@found_by("test_a_port_leads_to_the_next_container_at_once")
+class HoldsPortsForAWhile(Bridge):
+    def _withdraw(self, endpoint):
+        pass
 
 
 @found_by("test_publishing_again_replaces_and_withdrawing_ends_it")

@@ -22,6 +22,7 @@ from transom_conformance.network.site import (
     Has,
     Site,
     eventually,
+    family,
     listen,
     neighbours,
     plain,
@@ -86,23 +87,27 @@ class Connectivity(NetworkCases):
         )
 
     @requires(Has.L2)
-    def test_a_full_packet_passes_and_the_mtu_is_the_networks(self, site: Site) -> None:
-        """K7: from end to end, without fragments."""
+    @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+    def test_a_full_packet_passes_and_the_mtu_is_the_networks(self, site: Site, ipv6: bool) -> None:
+        """K7: from end to end, without fragments; one byte more is refused."""
+        site.ends(ipv6=ipv6)
         network = site.network(mtu=1300)
         one, first = site.joined(network)
         container = site.container()
         _, attachment = container.attach(network)
         assert attachment.mtu == 1300
-        server = one.listen(UDP)
+        address, headers = plain(first, ipv6=ipv6), 48 if ipv6 else 28
+        server = one.listen(UDP, address=address)
         server.settimeout(PATIENCE)
-        with inside(container.netns, socket.socket, socket.AF_INET, UDP) as client:
-            client.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO: ip(7)
-            client.connect((plain(first), server.getsockname()[1]))
-            talk(container.netns, server, plain(first))
-            client.send(bytes(1300 - 28))
-            assert len(server.recv(2000)) == 1300 - 28
+        with inside(container.netns, socket.socket, family(address), UDP) as client:
+            # IPV6_MTU_DISCOVER or IP_MTU_DISCOVER, to IP_PMTUDISC_DO: ipv6(7), ip(7)
+            client.setsockopt(*((socket.IPPROTO_IPV6, 23) if ipv6 else (socket.IPPROTO_IP, 10)), 2)
+            client.connect((address, server.getsockname()[1]))
+            talk(container.netns, server, address)
+            client.send(bytes(1300 - headers))
+            assert len(server.recv(2000)) == 1300 - headers
             with pytest.raises(OSError, match="too long"):
-                client.send(bytes(1300 - 27))
+                client.send(bytes(1300 - headers + 1))
 
     @requires(Has.L2, Has.DEFAULT)
     @pytest.mark.parametrize("kind", [TCP, UDP])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from functools import partial
 
@@ -18,10 +19,13 @@ from transom_conformance.network.site import (
     IMPATIENCE,
     NEIGHBOUR,
     NEIGHBOUR6,
+    PATIENCE,
     TCP,
     UDP,
     Has,
     Site,
+    exchange,
+    family,
     gateway_of,
     hears,
     ip_batch,
@@ -88,15 +92,62 @@ class Publishing(NetworkCases):
         assert talk(site.host, server, HOST6, bound[0].host)
 
     @requires(Has.PUBLISH)
-    def test_what_is_not_published_is_not_reached_from_outside(self, site: Site) -> None:
-        """I4: neither an unpublished port nor, by a route to the network, a container itself."""
+    @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+    def test_what_is_not_published_is_not_reached_from_outside(self, site: Site, ipv6: bool) -> None:
+        """I4: an unpublished port is not, nor by a route to the network the container itself, at any port."""
+        host, _, _ = site.ends(ipv6=ipv6)
         network = site.network()
         container, endpoint = site.joined(network)
-        server = container.listen(TCP, 80)
-        site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=81, host=8081),))
-        assert unreachable(site.neighbour, server, HOST, 8080)
-        inside(site.neighbour, ip_batch, f"route add {network.subnets[0].pool} via {HOST}")
-        assert unreachable(site.neighbour, server, plain(endpoint), 80)
+        stranger, _ = site.joined(site.network())
+        address = plain(endpoint, ipv6=ipv6)
+        servers = {kind: container.listen(kind, 80, address) for kind in (TCP, UDP)}
+        ports = (Port(container=81, host=8081), Port(container=80, host=8082))
+        site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+        pool = next(subnet.pool for subnet in network.subnets if (":" in subnet.pool) == ipv6)
+        inside(site.neighbour, ip_batch, f"route add {pool} via {host}")
+        for server in servers.values():
+            assert unreachable(site.neighbour, server, host, 8080)
+            for netns in (site.neighbour, stranger.netns):
+                assert unreachable(netns, server, address, 80)
+                assert server.type == TCP or not hears(netns, server, address, 80)
+        assert talk(site.neighbour, servers[TCP], host, 8082)
+
+    @requires(Has.PUBLISH)
+    def test_a_port_is_published_at_the_addresses_that_are_named(self, site: Site) -> None:
+        """P1: at one, at several of the loopback with a container each, or at all of a family."""
+        network = site.network()
+        six = [("::", HOST6, "::1"), (HOST6, HOST6), ("::1", "::1")] if site.has(Has.IPV6) else []
+        for number, (address, *reached) in enumerate(
+            [("0.0.0.0", HOST, "127.0.0.1", "127.0.0.9"), (HOST, HOST), ("127.0.0.2", "127.0.0.2"), *six], 8080
+        ):
+            container, endpoint = site.joined(network)
+            server = container.listen(TCP, 80, "::" if site.has(Has.IPV6) else "0.0.0.0")
+            port = Port(container=80, host=number, address=address)
+            assert site.driver.publish(network=network, endpoint=endpoint, ports=(port,)) == (port,)
+            for place in [HOST, "127.0.0.1", "127.0.0.2", *reached, *([HOST6, "::1"] if six else [])]:
+                expected = place in reached or (address == "0.0.0.0" and ":" not in place)
+                assert (talk if expected else unreachable)(site.host, server, place, number)
+
+    @requires(Has.PUBLISH)
+    def test_one_port_leads_to_as_many_containers_as_there_are_addresses(self, site: Site) -> None:
+        """P1: each at its own address, while a free port for all addresses is none of theirs."""
+        network, places = site.network(), ("127.0.0.1", "127.0.0.2", HOST)
+        servers = {}
+        for address in places:
+            container, endpoint = site.joined(network)
+            servers[address] = container.listen(TCP, 80)
+            port = Port(container=80, host=8080, address=address)
+            site.driver.publish(network=network, endpoint=endpoint, ports=(port,))
+        for address in places:
+            assert talk(site.host, servers[address], address, 8080)
+        container, endpoint = site.joined(network)
+        mixed = tuple(Port(container=number, host=8080, host_end=8082, address=a) for number, a in
+                      ((80, ""), (81, "127.0.0.1"), (82, HOST), (83, "127.0.0.3")))  # fmt: skip
+        bound = site.driver.publish(network=network, endpoint=endpoint, ports=mixed)
+        found = {(port.container, port.address): port.host for port in bound if ":" not in port.address}
+        assert found[80, "0.0.0.0"] not in {8080, *(host for (number, _), host in found.items() if number != 80)}
+        for (number, address), host in found.items():
+            assert talk(site.host, container.listen(TCP, number), address.replace("0.0.0.0", HOST), host)
 
     @requires(Has.PUBLISH)
     @pytest.mark.parametrize("kind", [TCP, UDP])
@@ -137,12 +188,17 @@ class Publishing(NetworkCases):
         site.driver.publish(network=network, endpoint=first, ports=(Port(container=80, host=8080),))
         listen(site, site.host, TCP, 8081, "127.0.0.1")
         listen(site, site.host, UDP, 8082, "0.0.0.0")
+        six = [Port(container=80, host=8083), Port(container=80, host=8084, address="::1")]
+        if site.has(Has.IPV6):
+            listen(site, site.host, TCP, 8083, HOST6)
+            listen(site, site.host, TCP, 8084, "::1")
         before = site.census()
         for port, word in (
             (Port(container=80, host=8080), "web"),
             (Port(container=80, host=8080, address=HOST), "web"),
             (Port(container=80, host=8081), "8081"),
             (Port(container=80, host=8082, protocol="udp"), "8082"),
+            *((port, str(port.host)) for port in six if site.has(Has.IPV6)),
         ):
             with pytest.raises(Conflict) as caught:
                 site.driver.publish(network=network, endpoint=second, ports=(Port(container=81, host=8090), port))
@@ -171,6 +227,22 @@ class Publishing(NetworkCases):
         assert "9000-9002" in str(caught.value)
 
     @requires(Has.PUBLISH)
+    def test_a_free_port_is_none_that_the_host_has_reserved(self, site: Site) -> None:
+        """P5: ip_local_port_range and ip_local_reserved_ports (ip-sysctl) say which there are."""
+        network = site.network()
+        inside(site.host, setting, "ip_local_port_range", "41000 41009")
+        inside(site.host, setting, "ip_local_reserved_ports", "41000-41003,41005-41007,41009")
+        bound = []
+        for number in (80, 81):
+            _, endpoint = site.joined(network)
+            bound += site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=number),))
+        assert {port.host for port in bound} == {41004, 41008}
+        with pytest.raises(Conflict):
+            site.driver.publish(network=network, endpoint=site.joined(network)[1], ports=(Port(container=80),))
+        asked = Port(container=80, host=41000, address="0.0.0.0")  # reserved for who asks for it
+        assert asked in site.driver.publish(network=network, endpoint=endpoint, ports=(asked,))
+
+    @requires(Has.PUBLISH)
     def test_publishing_again_replaces_and_withdrawing_ends_it(self, site: Site) -> None:
         """P7: also right away, and detaching withdraws too."""
         network = site.network()
@@ -193,15 +265,49 @@ class Publishing(NetworkCases):
         assert site.driver.owned().endpoints == frozenset()
 
     @requires(Has.PUBLISH)
-    def test_a_client_that_keeps_sending_reaches_the_next_container(self, site: Site) -> None:
-        """P6: the kernel's memory of the first one's translation must not stand in the way."""
+    @pytest.mark.parametrize("ending", ["client", "server", "nobody"])
+    def test_a_port_leads_to_the_next_container_at_once(self, site: Site, ending: str) -> None:
+        """P7: inside 2 MSL of a connection, whoever ended it, from the same port of the client's too."""
+        network = site.network()
+        for _ in range(2):
+            container, endpoint = site.joined(network)
+            server = container.listen(TCP, 80)
+            site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+            server.settimeout(PATIENCE)
+            with inside(site.neighbour, socket.socket, socket.AF_INET, TCP) as client:
+                client.settimeout(PATIENCE)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if ending != "client":  # who ends a connection keeps its port for 2 MSL; by a reset it does not
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.bind((NEIGHBOUR, 0 if ending == "client" else 45454))
+                client.connect((HOST, 8080))
+                peer, _ = server.accept()
+                with peer:
+                    peer.settimeout(PATIENCE)
+                    exchange(client, peer)
+                    if ending == "nobody":
+                        site.driver.detach(network=network, endpoint=endpoint)
+                    elif ending == "server":
+                        peer.close()
+                        assert client.recv(9) == b""
+            site.driver.detach(network=network, endpoint=endpoint)
+            container.close()
+
+    @requires(Has.PUBLISH)
+    @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+    @pytest.mark.parametrize("near", [False, True], ids=["outside", "at-the-loopback"])
+    def test_a_client_that_keeps_sending_reaches_the_next_container(self, site: Site, near: bool, ipv6: bool) -> None:
+        """P6: the kernel's memory of the first one's translation, or of there being none, must not stand in the way."""
+        host, _, loopback = site.ends(ipv6=ipv6)
         network = site.network()
         port = (Port(container=53, host=5353, protocol="udp"),)
-        with inside(site.neighbour, socket.socket, socket.AF_INET, UDP) as client:
-            client.connect((HOST, 5353))
+        netns, address = (site.host, loopback) if near else (site.neighbour, host)
+        with inside(netns, socket.socket, family(address), UDP) as client:
+            client.connect((address, 5353))
+            client.send(b"too early")
             for _ in range(2):
                 container, endpoint = site.joined(network)
-                server = container.listen(UDP, 53)
+                server = container.listen(UDP, 53, "::" if ipv6 else "0.0.0.0")
                 server.settimeout(IMPATIENCE)
                 site.driver.publish(network=network, endpoint=endpoint, ports=port)
                 assert persistently(partial(client.send, b"x"), partial(server.recv, 9)) == b"x"
@@ -245,3 +351,9 @@ class Publishing(NetworkCases):
             assert talk(site.neighbour, container.listen(TCP, 1000 + number), HOST, 10000 + number) == NEIGHBOUR
         site.driver.unpublish(network=network, endpoint=endpoint)
         assert site.census() == before
+
+
+def setting(name: str, value: str) -> None:
+    """Write a setting of IPv4's in the thread's namespace."""
+    with open(f"/proc/sys/net/ipv4/{name}", "w") as file:
+        file.write(value)
