@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -107,8 +108,14 @@ def test_without_icc_neighbours_meet_at_published_ports_only(site, bridge_nf):
     assert unreachable(sibling.netns, server, plain(endpoint), 80)
     six = container.listen(TCP, 81, plain(endpoint, ipv6=True))
     assert unreachable(sibling.netns, six, plain(endpoint, ipv6=True), 81)
-    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
-    talk(sibling.netns, server, HOST, 8080)
+    ports = (Port(container=80, host=8080), Port(container=81, host=8081))
+    site.driver.publish(network=network, endpoint=endpoint, ports=ports)
+    assert unreachable(sibling.netns, container.listen(TCP, 82), plain(endpoint), 82)
+    for address in (HOST, network.subnets[0].gateway, "127.0.0.1"):
+        assert talk(site.host if address == "127.0.0.1" else sibling.netns, server, address, 8080)
+    for address in (HOST6, gateway_of(network, ipv6=True)):
+        assert talk(sibling.netns, six, address, 8081)
+    assert talk(container.netns, server, HOST, 8080)
     assert talk(sibling.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == HOST
     assert site.driver.check(network=network, endpoints=(endpoint,)) == []
 
@@ -264,8 +271,11 @@ def test_isolation_that_a_setting_undid_is_reported(site):
 def test_without_masquerading_the_neighbour_sees_the_container(site):
     network = site.network(options={MASQUERADE: "false"})
     container, endpoint = site.joined(network)
-    inside(site.neighbour, ip_batch, f"route add {network.subnets[0].pool} via {HOST}")
-    assert talk(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == plain(endpoint)
+    routed_to(site, network)
+    for kind in (TCP, UDP):
+        for address in (NEIGHBOUR, NEIGHBOUR6):
+            server = listen(site, site.neighbour, kind, 0, address)
+            assert talk(container.netns, server, address) == plain(endpoint, ipv6=":" in address)
 
 
 def test_ports_are_published_where_the_option_says_unless_an_address_is_named(site):
@@ -366,7 +376,8 @@ def test_what_leaves_bears_the_address_that_was_asked_for(site):
     four, six = "com.docker.network.host_ipv4", "com.docker.network.host_ipv6"
     container, _ = site.joined(site.network(options={four: "198.51.100.9", six: "2001:db8:51::9"}))
     for address, source in ((NEIGHBOUR, "198.51.100.9"), (NEIGHBOUR6, "2001:db8:51::9")):
-        assert talk(container.netns, listen(site, site.neighbour, TCP, 0, address), address) == source
+        for kind in (TCP, UDP):
+            assert talk(container.netns, listen(site, site.neighbour, kind, 0, address), address) == source
     other, _ = site.joined(site.network())
     assert talk(other.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == HOST
 
@@ -552,6 +563,44 @@ def test_a_flushed_ruleset_is_reported_and_comes_back(site):
     site.driver.create_network(network=network)
     assert site.driver.check(network=network, endpoints=(endpoint,)) == []
     assert talk(container.netns, listen(site, site.neighbour, TCP, 0, NEIGHBOUR), NEIGHBOUR) == HOST
+
+
+def test_another_firewall_that_starts_anew_takes_no_port_away(site):
+    """As firewalld reloads, and ufw or a script of iptables: their tables go and come, emptied on the way."""
+    network = site.network()
+    container, endpoint = site.joined(network)
+    server = container.listen(TCP, 80, "::")
+    site.driver.publish(network=network, endpoint=endpoint, ports=(Port(container=80, host=8080),))
+    theirs = "table inet firewalld { chain forward { type filter hook forward priority 10; policy accept; }; };"
+    for commands in (
+        [f"nft {theirs}", "nft delete table inet firewalld", f"nft {theirs}", "nft delete table inet firewalld"],
+        [f"iptables{kind} -{what}" for kind in (" -t nat", "", " -t raw") for what in ("F", "X")],
+    ):
+        for command in commands:
+            words = command.split(" ", 1) if command.startswith("nft") else command.split(" ")
+            if shutil.which(words[0]):
+                inside(site.host, run, *words)
+        for address in (HOST, HOST6):
+            assert talk(site.neighbour, server, address, 8080)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+
+
+def test_published_ports_come_back_after_a_flushed_ruleset(site):
+    network = site.network()
+    container, endpoint = site.joined(network)
+    server = container.listen(TCP, 80, "::")
+    publish = partial(site.driver.publish, network=network, endpoint=endpoint)
+    bound = publish(ports=(Port(container=80, host=8080),))
+    inside(site.host, run, "nft", "flush", "ruleset")
+    said = site.driver.check(network=network, endpoints=(msgspec.structs.replace(endpoint, ports=bound),))
+    assert [line.partition(": ")[2] for line in said[:2]] == [
+        f"port 8080/tcp is not published at {address}" for address in ("0.0.0.0", "::")
+    ]
+    site.driver.create_network(network=network)
+    assert publish(ports=bound) == bound
+    for netns, address in ((site.neighbour, HOST), (site.neighbour, HOST6), (site.host, "::1")):
+        assert talk(netns, server, address, 8080)
+    assert site.driver.check(network=network, endpoints=(msgspec.structs.replace(endpoint, ports=bound),)) == []
 
 
 TAMPERINGS = {

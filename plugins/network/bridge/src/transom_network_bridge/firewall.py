@@ -143,7 +143,9 @@ table inet transom {
     oifname @bridges jump incoming
   }
 
+  # Who answers at a published port has to find the neighbour that asked, as ARP does without coming by here.
   chain same_bridge {
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
     iifname @isolated jump incoming
     accept
   }
