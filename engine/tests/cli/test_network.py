@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -360,6 +361,48 @@ def test_a_port_taken_meanwhile_keeps_a_container_off_the_network(three):
     )
     assert addresses(three, "app") == {}
     assert "eth0" not in three("exec", "app", "ip", "link")
+
+
+def netns_of(transom, name):
+    """Return a descriptor of a running container's namespace."""
+    return os.open(f"/proc/{transom.inspect(name)['State']['Pid']}/ns/net", os.O_RDONLY)
+
+
+def test_a_routed_network_is_reached_at_published_ports_whichever_network_leads_out(three):
+    modes = [word for n in (4, 6) for word in ("--opt", f"com.docker.network.bridge.gateway_mode_ipv{n}=routed")]
+    three("network", "create", "--ipv6", "--subnet", "10.84.0.0/24", "--subnet", "fd84::/64", *modes, "routed")
+    serve = ("sh", "-c", "httpd -f & exec httpd -f -p 81")
+    three.detached("--name", "app", "-p", "8080:80", command=serve, network="name=a,gw-priority=1")
+    three.detached("--name", "other", network="b")
+    three("network", "connect", "routed", "app")
+    other = netns_of(three, "other")
+
+    def reaches(network, port, timeout=60.0):
+        place = addresses(three, "app")[network], port
+        while True:
+            try:
+                inside(other, socket.create_connection, place, timeout=timeout).close()
+                return True
+            except ConnectionRefusedError:
+                time.sleep(0.1)  # it is about to listen
+            except TimeoutError:
+                return False
+
+    try:
+        assert reaches("routed", 80)
+        assert not any(reaches(*place, timeout=0.6) for place in (("routed", 81), ("a", 80), ("a", 81)))
+        assert three("port", "app").splitlines() == ["80/tcp -> 0.0.0.0:8080"]
+        inside(three.netns, subprocess.check_call, ["nft", "flush", "ruleset"])
+        three("doctor", "--repair")
+        assert reaches("routed", 80)
+        three("network", "disconnect", "a", "app")
+        assert reaches("routed", 80)
+        three("network", "connect", "--gw-priority", "2", "a", "app")
+        three("restart", "-t", "0", "app")
+        assert reaches("routed", 80)
+        inside(three.netns, socket.create_connection, ("127.0.0.1", 8080), timeout=60).close()
+    finally:
+        os.close(other)
 
 
 def test_what_is_said_of_a_network_is_said_in_its_flag(three):

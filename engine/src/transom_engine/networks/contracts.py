@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
     from transom_engine.engine import Engine
 
+GATEWAY_MODE = "com.docker.network.bridge.gateway_mode_ipv{}"
 HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 """The option by which a network says where its ports are published."""
 
@@ -122,6 +123,11 @@ def bound(container: Container) -> list[Port]:
 def family(address: str) -> int:
     """Return 4 or 6."""
     return 6 if ":" in address else 4
+
+
+def routed_families(record: NetworkRecord) -> set[int]:
+    """Return the families in which a network's containers are reached at their own addresses, at published ports."""
+    return {number for number in (4, 6) if record.options.get(GATEWAY_MODE.format(number)) == "routed"}
 
 
 def ways_out(container: Container) -> dict[int, str]:

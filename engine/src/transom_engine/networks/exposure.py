@@ -10,7 +10,7 @@ import msgspec
 from transom.contract.network import NetworkCapability
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.checking import shares_host
-from transom_engine.networks.contracts import bound, family, ways_out
+from transom_engine.networks.contracts import GATEWAY_MODE, bound, family, ways_out
 from transom_engine.networks.model import NetworkRecord
 from transom_engine.networks.ways import ports_of
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """In place of a port: every one that the container listens at."""
-_MODE = "com.docker.network.bridge.gateway_mode_ipv{}"
 _TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 
 
@@ -74,7 +73,7 @@ def _direct(engine: Engine, container: Container, record: NetworkRecord, place: 
     if record.internal or NetworkCapability.L2 not in capabilities:
         return
     for address in filter(None, (place.ip_address, place.global_ipv6_address)):
-        mode = record.options.get(_MODE.format(family(address)), "")
+        mode = record.options.get(GATEWAY_MODE.format(family(address)), "")
         if NetworkCapability.PUBLISH not in capabilities:
             if NetworkCapability.MULTI_HOST not in capabilities:
                 yield Exposure(address, ALL, container.name, ALL, record.name, "neighbour")

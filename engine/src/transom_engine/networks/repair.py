@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from transom_engine.model import Container
-from transom_engine.networks.contracts import endpoint_of, network_of, ways_out
+from transom_engine.networks.contracts import endpoint_of, network_of, routed_families, ways_out
 from transom_engine.networks.endpoints import netns_of
 from transom_engine.networks.ways import publish_again, route
 
@@ -55,7 +55,7 @@ def _repair(engine: Engine, name: str) -> None:
             if not _lives(container.state.pid):
                 continue
             ways = ways_out(container)
-            if name in ways.values() and _differences(engine, name, [container]):
+            if routed_families(record) or (name in ways.values() and _differences(engine, name, [container])):
                 publish_again(engine, container, ways)
             if _differences(engine, name, [container]):
                 endpoint = endpoint_of(engine, container, record, container.network_settings.networks[name])
@@ -63,7 +63,7 @@ def _repair(engine: Engine, name: str) -> None:
                 with netns_of(container) as netns:
                     driver.attach(network=network, endpoint=endpoint, netns=netns)
                     route(container, netns)
-                if name in ways.values():
+                if routed_families(record) or name in ways.values():
                     publish_again(engine, container, ways)
 
 

@@ -10,7 +10,15 @@ import msgspec
 from transom.contract.network import NetworkCapability, Port
 from transom.errors import DriverError
 from transom_engine.model import Container, PortBinding
-from transom_engine.networks.contracts import HOST_BINDING, bound, endpoint_of, family, network_of, ways_out
+from transom_engine.networks.contracts import (
+    HOST_BINDING,
+    bound,
+    endpoint_of,
+    family,
+    network_of,
+    routed_families,
+    ways_out,
+)
 
 if TYPE_CHECKING:
     from transom_engine.engine import Engine
@@ -63,30 +71,38 @@ def ports_of(container: Container) -> Iterator[Port]:
 def publish(engine: Engine, container: Container, ways: dict[int, str], ports: tuple[Port, ...]) -> None:
     """Publish each port at the network that leads out, and note where; what was there before is replaced.
 
-    A network that leads out for both families gets both at once, so that a free port is free for both.
+    A network that leads out for both families gets both at once, so that a free port is free for both. Where a network
+    is routed, its endpoint is reached past the host's ports, at all that the container asks for, wherever it leads out.
     """
     settings = container.network_settings
-    for name in dict.fromkeys(ways.values()):
-        families = {number for number, way in ways.items() if way == name}
-        one_way = len(set(ways.values())) == 1
-        if not name:
+    one_way = len(set(ways.values())) == 1
+    for name, place in settings.networks.items():
+        record = engine.networks.named(name)
+        if record is None or not (place.endpoint_id or name in ways.values()):
             continue
-        record, place = engine.networks.get(name), settings.networks[name]
+        families = {number for number, way in ways.items() if way == name}
+        endpoint = endpoint_of(engine, container, record, place)
+        routed = routed_families(record) & {family(address) for address in endpoint.addresses}
         bare = default_address(engine, record)
         located = [msgspec.structs.replace(port, address=port.address or bare) for port in ports]
-        wanted = [p for p in located if one_way or not p.address or family(p.address) in families]
-        if not wanted:
-            continue
+        wanted = [p for p in located if families and (one_way or not p.address or family(p.address) in families)]
+        wanted += [opened for port in ports_of(container) for opened in _opened(port, routed)]
         driver = engine.network_driver(record.driver)
-        if NetworkCapability.PUBLISH not in driver.capabilities:
+        if not wanted or NetworkCapability.PUBLISH not in driver.capabilities:
             continue  # Docker's word: published ports are discarded when using host network mode
-        endpoint = endpoint_of(engine, container, record, place)
-        kept = tuple(a for a in endpoint.addresses if family(a) in families)
+        kept = tuple(a for a in endpoint.addresses if family(a) in families | routed)
         endpoint = msgspec.structs.replace(endpoint, addresses=kept)
         for port in driver.publish(network=network_of(engine, record), endpoint=endpoint, ports=tuple(wanted)):
             key = f"{port.container}/{port.protocol}"
             listed = settings.ports.get(key) or []
             settings.ports[key] = [*listed, PortBinding(host_ip=port.address, host_port=str(port.host))]
+
+
+def _opened(port: Port, families: set[int]) -> Iterator[Port]:
+    """Yield the port for each of the families, if it is asked for there; an address of the host's does not matter."""
+    for number in families:
+        if not port.address or family(port.address) == number:
+            yield msgspec.structs.replace(port, address=_EVERYWHERE[number])
 
 
 def default_address(engine: Engine, record: NetworkRecord) -> str:
@@ -100,7 +116,8 @@ def move_ways_out(engine: Engine, container: Container, before: dict[int, str], 
     Where a family leads out that did not, what the container asks for is published for it too.
     """
     after = ways_out(container)
-    if after == before:
+    records = [engine.networks.named(name) for name in container.network_settings.networks]
+    if after == before and not any(record and routed_families(record) for record in records):
         return
     route(container, netns)
     for name in {*before.values()} & {*container.network_settings.networks}:
