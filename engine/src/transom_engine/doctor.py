@@ -42,7 +42,7 @@ _TEMPORARY = re.compile(r".+\.(\d+)\.tmp|chosen-[a-z]+\.(\d+)")
 _UNFINISHED = {"creating": "its making was interrupted", "removing": "its removal was interrupted"}
 _WANTED = {
     "CAP_SYS_ADMIN": "nothing can be mounted",
-    "CAP_NET_ADMIN": "no interface can be made: use --network none or host",
+    "CAP_NET_ADMIN": "no interface can be made: use --network host",
     "CAP_MKNOD": "containers get no /dev",
     "CAP_SYS_RESOURCE": "limits above the engine's own, and a lower oom-score-adj, are lowered to the engine's",
     "CAP_SETFCAP": "files of an image lose their capabilities",
@@ -319,8 +319,8 @@ class _Leftovers:
             return
         try:
             damage = list(damaged(self.engine))
-        except TransomError as error:
-            self.remarks.append(f"networks in use were not judged: {error}")
+        except (TransomError, OSError) as error:
+            self.remarks.append(f"networks in use were not judged: {getattr(error, 'strerror', None) or error}")
             damage = []
         for name, text, repair in damage:
             yield Fault("network", name, text, repair)
@@ -330,8 +330,9 @@ class _Leftovers:
                 if driver.capabilities & {NetworkCapability.SINGLETON, NetworkCapability.REFERENCE}:
                     continue
                 found = _steady(partial(self._orphans, driver))
-            except TransomError as error:
-                self.remarks.append(f"networks of the driver {installation.name} were not judged: {error}")
+            except (TransomError, OSError) as error:
+                cause = getattr(error, "strerror", None) or error
+                self.remarks.append(f"networks of the driver {installation.name} were not judged: {cause}")
                 continue
             for kind, id in sorted(found):
                 network = Network(id="" if kind == "endpoint" else id, name="")

@@ -663,3 +663,47 @@ def test_of_a_removal_and_joins_at_once_either_wins_wholly(net):
             assert joined == {*names}, ends
             for name in joined:
                 net("network", "disconnect", "net", name)
+
+
+# A host that does not let it
+
+
+def test_what_the_kernel_refuses_is_said_with_the_missing_capability(net):
+    net.detached("--name", "web", network="net")
+    (net.program, whole) = (["setpriv", "--bounding-set", "-net_admin", *net.program], net.program)
+    lacks = "failed: Operation not permitted; the engine lacks CAP_NET_ADMIN: see `transom doctor`"
+    assert net.fails("network", "create", "more", code=125) == f"network bridge: create_network more {lacks}"
+    assert net.fails("run", "--rm", "--network", "net", "busybox", code=125).endswith(lacks)
+    assert net.fails("network", "rm", "net", "-f", code=1).startswith("network net has active endpoints: web; ")
+    shown = net.call("doctor").out
+    assert "CAP_NET_ADMIN is missing: no interface can be made: use --network host" in shown
+    assert "networks in use were not judged: Operation not permitted" in shown
+    assert net("run", "--rm", "--network", "host", "busybox", "echo", "hello") == "hello"
+    net.program = whole
+    assert net("exec", "web", "cat", "/sys/class/net/eth0/operstate") == "up"
+    assert net("network", "rm", "more") == "more", "what could not be removed then stays on record, to be removed"
+
+
+def test_a_setting_that_cannot_be_written_is_named_and_nothing_is_left(net):
+    before = inside(net.netns, subprocess.check_output, ["ip", "-o", "link"], text=True)
+    script = 'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$0" "$@"'
+    (net.program, whole) = (["unshare", "-m", "sh", "-c", script, *net.program], net.program)
+    said = net.fails("network", "create", "more", code=125)
+    assert said.startswith("network bridge: create_network more failed: Read-only file system (/proc/sys/net/ip")
+    net.program = whole
+    assert net("network", "ls", "-q", "-f", "name=more") == ""
+    assert inside(net.netns, subprocess.check_output, ["ip", "-o", "link"], text=True) == before
+
+
+def test_a_full_disk_is_said_to_be_full(net, tmp_path):
+    (tmp_path / "full").mkdir()
+    net.env["TRANSOM_DATA_ROOT"] = str(tmp_path / "full")
+    # In a mount namespace of its own; what fills it is bounded, should nothing be mounted there.
+    script = """mount -t tmpfs -o size=3m tmpfs "$TRANSOM_DATA_ROOT" && "$0" network ls -q >/dev/null || exit 9
+        dd if=/dev/zero of="$TRANSOM_DATA_ROOT/fill" bs=64k count=64 2>/dev/null; exec "$0" "$@"
+    """
+    (net.program, whole) = (["unshare", "-m", "sh", "-c", script, *net.program], net.program)
+    assert net.fails("network", "create", "more", code=125) == (
+        "the engine's records below its data root cannot be kept: database or disk is full; see that file system (df)"
+    )
+    net.program, net.env["TRANSOM_DATA_ROOT"] = whole, str(net.data)

@@ -294,6 +294,6 @@ def write_setting(key: str, value: str) -> None:
     try:
         with open(f"/proc/sys/net/{key}", "w") as file:
             file.write(value)
-    except FileNotFoundError:
-        if not key.startswith("ipv6/"):
-            raise
+    except OSError as error:
+        if error.errno != errno.ENOENT or not key.startswith("ipv6/"):
+            raise OSError(error.errno, f"{error.strerror} (/proc/sys/net/{key})") from None

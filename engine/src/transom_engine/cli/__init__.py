@@ -209,6 +209,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if _debug(arguments):
             raise
+        if type(error).__name__ == "OperationalError":  # SQLite's: full, not writable, locked for a minute
+            return _say(f"the engine's records below its data root cannot be kept: {error}; see that file system (df)")
         text = " ".join(str(error).split())
         return _say(f"internal error: {type(error).__name__}: {text}; please report it with what --debug shows")
     finally:
@@ -231,7 +233,9 @@ def _path(ctx: click.Context | None) -> str:
 
 
 def _say(text: str, code: int = 125) -> int:
-    print(f"transom: {text}", file=sys.stderr)
+    from transom_engine.cli.words import explained
+
+    print(f"transom: {explained(text)}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,19 @@ _AT_ONCE = 32
 """How many threads `at_once` has at most."""
 
 
+_NEEDED = {"CAP_NET_ADMIN", "CAP_SYS_ADMIN"}
+
+
+def explained(text: str) -> str:
+    """Add to what the kernel refused which capabilities this process lacks, if it lacks any that all of it needs."""
+    if os.strerror(errno.EPERM) not in text:
+        return text
+    from transom_engine.oci.host import Host
+
+    lacking = _NEEDED - Host.read().capabilities
+    return f"{text}; the engine lacks {choices(lacking)}: see `transom doctor`" if lacking else text
+
+
 def several(names: Iterable[str], act: Callable[[str], object]) -> int:
     """Call `act` for each name and print the name, or what it returns if that is any; go on over errors, a line each.
 
@@ -30,7 +45,7 @@ def several(names: Iterable[str], act: Callable[[str], object]) -> int:
             said = act(name)
         except TransomError as error:
             sys.stdout.flush()
-            print(f"transom: {error}", file=sys.stderr)
+            print(f"transom: {explained(str(error))}", file=sys.stderr)
             code = 1
         else:
             if said != "":

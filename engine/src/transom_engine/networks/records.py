@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import builtins
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from transom.contract.network import NetworkCapability
-from transom.errors import ConfigError, Conflict, NotFound, TransomError, choices, nearest
+from transom.errors import ConfigError, Conflict, DriverError, NotFound, TransomError, choices, nearest
 from transom.services.files import Lock
 from transom_engine.model import GATEWAY
 from transom_engine.networks.contracts import keeps_addresses, network_of, option_names, scope_of
@@ -191,7 +192,8 @@ class Networks:
             try:
                 driver.create_network(network=network_of(self.engine, record))
             except BaseException:
-                self._remove(record)
+                with suppress(DriverError):  # what cannot be removed now stays on record, for `network rm`
+                    self._remove(record)
                 raise
             self.engine.state.event("network", "create", record.id, name=record.name, type=record.driver)
             return record
