@@ -60,16 +60,27 @@ def test_ps_filters(transom):
     transom.call("run", "--name", "third", "--network", "none", "busybox", "sh", "-c", "exit 3")
     for text in (
         f"id={first[:6]}", "name=fir", "name=^/first$", "label=a=1", "label=b", "volume=kept", "volume=/data",
-        "network=bridge", "publish=80", "publish=70-90/tcp", "expose=90/tcp", "exited=3",
+        "network=bridge", "expose=80", "expose=90-99/tcp", "exited=3",
     ):  # fmt: skip
         assert filtered(transom, text) == ["third" if text == "exited=3" else "first"], text
     assert filtered(transom, "label=a", "label=b") == ["first"]
     assert filtered(transom, "name=first", "name=second") == ["second", "first"]
     assert filtered(transom, "volume=/tmp", "status=created") == ["second"]
     assert names(transom, "-f", "status=exited") == ["third"]
-    assert filtered(transom, "publish=80/udp") == []
+    assert filtered(transom, "publish=18081") == [], "it is not published yet"
     assert len(filtered(transom, "ancestor=busybox", "health=none", "is-task=false")) == 3
     assert filtered(transom, "ancestor=other") == filtered(transom, "is-task=true") == []
+
+
+def test_ps_finds_a_container_by_the_ports_of_the_host_that_it_has(transom):
+    transom("run", "-d", "--name", "web", "-p", "18081:80", "-p", "53/udp", "busybox", "sleep", "99")
+    number = transom("port", "web", "53/udp").splitlines()[0].rpartition(":")[2]
+    for text in ("publish=18081", "publish=18000-18100/tcp", f"publish={number}/udp"):
+        assert filtered(transom, text) == ["web"], text
+    for text in ("publish=80", "publish=18081/udp", f"publish={number}"):
+        assert filtered(transom, text) == [], text
+    transom("stop", "-t", "0", "web")
+    assert filtered(transom, "publish=18081") == []
 
 
 @pytest.mark.parametrize(
