@@ -9,8 +9,9 @@ import msgspec
 from seeded.found import found_by
 from transom.contract.network import Attachment, Network, NetworkCapability, Owned
 from transom.errors import Conflict, DriverError
-from transom.services.interfaces import route_by
+from transom.services.interfaces import route_by, write_setting
 from transom.services.netlink import Session, add_link, delete_altname, delete_link, set_alias
+from transom.services.netns import create
 from transom_network_bridge import Bridge
 from transom_network_macvlan import Macvlan
 from transom_network_none import Null
@@ -234,6 +235,88 @@ class LeavesHalfAnEndpoint(Bridge):
             raise
 
 
+@found_by("test_what_was_spoiled_on_the_host_is_reported_and_made_good")
+class SeesNoMissingRule(Bridge):
+    def check(self, network, endpoints):
+        return [line for line in super().check(network, endpoints) if "nftables" not in line and "port" not in line]
+
+
+@found_by("test_what_was_spoiled_on_the_host_is_reported_and_made_good")
+class RepairsNoRoute(Bridge):
+    def create_network(self, network):
+        if not any("route" in line for line in super().check(network, ())):
+            super().create_network(network)
+
+
+@found_by("test_an_endpoint_that_was_spoiled_is_reported_and_joins_again_and_its_siblings_lose_no_byte")
+class LooksAtTheHostOnly(Bridge):
+    def check(self, network, endpoints):
+        return [line for line in super().check(network, endpoints) if "eth0" not in line]
+
+
+@found_by("test_an_endpoint_that_was_spoiled_is_reported_and_joins_again_and_its_siblings_lose_no_byte")
+class BlamesEverybody(Bridge):
+    def check(self, network, endpoints):
+        said = super().check(network, endpoints)
+        return said + [f"endpoint {endpoint.id[:12]} is to blame" for endpoint in endpoints if said]
+
+
+@found_by("test_a_container_connects_and_disconnects_and_nothing_adds_up")
+class KeepsADescriptor(Bridge):
+    def detach(self, network, endpoint):
+        super().detach(network, endpoint)
+        create()
+
+
+@found_by("test_the_last_endpoint_costs_what_the_first_did")
+class LooksAtEachEndpoint(Bridge):
+    def attach(self, network, endpoint, netns):
+        attachment = super().attach(network, endpoint, netns)
+        for identity in self.owned().endpoints:
+            with Session() as session:
+                session.link(f"vt{identity[:13]}")
+        return attachment
+
+
+@found_by("test_a_hundred_processes_attach_at_once_and_all_are_reached")
+class GivesFewMacs(Bridge):
+    def attach(self, network, endpoint, netns):
+        mac = f"02:42:00:00:00:{int(endpoint.id[:2], 16):02x}"
+        return super().attach(network, replace(endpoint, mac=mac), netns)
+
+
+@found_by("test_what_a_killed_engine_attached_goes_away_by_itself")
+class HoldsItsOwnNote(Bridge):
+    def attach(self, network, endpoint, netns):
+        with Session() as session:
+            session.request(add_link(name=f"no{endpoint.id[:13]}", kind="bridge"))
+        return super().attach(network, endpoint, netns)
+
+    def detach(self, network, endpoint):
+        super().detach(network, endpoint)
+        with Session() as session:
+            if session.link(f"no{endpoint.id[:13]}"):
+                session.request(delete_link(f"no{endpoint.id[:13]}"))
+
+
+@found_by("test_after_a_reboot_everything_is_made_again_where_it_was")
+class RemembersItsPorts(Bridge):
+    def publish(self, network, endpoint, ports):
+        note = self.root / f"port-{ports[0].host}"
+        if note.exists() and note.read_text() == endpoint.id:
+            raise Conflict("the port is taken")
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(endpoint.id)
+        return super().publish(network, endpoint, ports)
+
+
+@found_by("test_a_network_and_ten_endpoints_come_and_go_without_a_trace")
+class LeavesATrace(Bridge):
+    def create_network(self, network):
+        super().create_network(network)
+        write_setting("ipv4/conf/all/route_localnet", "1")
+
+
 @found_by("test_killed_at_any_point_nothing_is_left_and_everything_goes_on")
 class MarksItsBridgeLater(Bridge):
     def create_network(self, network):
@@ -331,6 +414,12 @@ class ForgetsNoEntry(OnTwoHosts):
         kept = {peer.endpoint: peer for peer in self.known(network).peers if peer.host != host}
         peers = {**kept, **{peer.endpoint: peer for peer in new.peers}}
         return super().apply(network, host, replace(new, peers=tuple(peers.values())), **words)
+
+
+@found_by("test_what_a_host_forgot_of_the_endpoints_on_another_is_reported_and_made_good")
+class SeesNoStrayEntry(OnTwoHosts):
+    def check(self, network, endpoints):
+        return [line for line in super().check(network, endpoints) if ", not " not in line]
 
 
 @found_by("test_an_address_is_one_hosts_at_a_time")

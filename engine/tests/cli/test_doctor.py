@@ -287,12 +287,39 @@ def test_a_network_that_was_tampered_with_works_again_and_its_other_containers_n
     end = sick.inspect("web")["NetworkSettings"]["Networks"]["net"]["EndpointID"]
     for command in (["nft", "flush", "ruleset"], ["ip", "link", "delete", f"vt{end[:13]}"]):
         inside(sick.netns, partial(subprocess.run, command, check=True))
-    heals(sick, f"network net: endpoint {end[:12]} has no interface (and 1 more)")
+    heals(sick, f"network net: endpoint {end[:12]} has no interface (and 2 more)")
     assert reach("127.0.0.1", 8080)
     assert reach("10.78.0.2", 80)
     with untouched:
         untouched.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b" 404 " in untouched.recv(99)
+
+
+@pytest.mark.parametrize(
+    ("command", "said", "joined_anew"),
+    [
+        ("ip address flush dev eth0", "endpoint {}: eth0 has lost its address 10.78.0.2 (and 1 more)", True),
+        ("ip link set eth0 down", "endpoint {}: eth0 is down (and 1 more)", True),
+        ("ip route delete default", "endpoint {} has no default IPv4 route", False),
+        ("host: sysctl -qw net.ipv4.ip_forward=0", "IPv4 forwarding is off (net.ipv4.ip_forward)", False),
+    ],
+)
+def test_what_a_container_or_the_host_lost_comes_back_and_only_who_must_joins_anew(sick, command, said, joined_anew):
+    sick("network", "create", "--subnet", "10.78.0.0/24", "net")
+    web = sick.detached("--name", "web", network="net")
+    sick.detached("--name", "other", network="net")
+    at = lambda: [sick.inspect(name)["NetworkSettings"]["Networks"]["net"] for name in ("web", "other")]  # noqa: E731
+    numbers = lambda: [re.findall(r"(\d+): eth0", sick("exec", name, "ip", "link")) for name in ("web", "other")]  # noqa: E731
+    places, before = at(), numbers()
+    with open(f"/proc/{sick.inspect(web)['State']['Pid']}/ns/net") as netns:
+        where = sick.netns if command.startswith("host: ") else netns.fileno()
+        inside(where, partial(subprocess.run, command.removeprefix("host: ").split(), check=True))
+    heals(sick, f"network net: {said.format(places[0]['EndpointID'][:12])}")
+    assert at() == places
+    assert "default via 10.78.0.1" in sick("exec", "web", "ip", "route")
+    after = numbers()
+    assert after[1] == before[1], "the other container's interface is the one that it was"
+    assert (after[0] != before[0]) is joined_anew
 
 
 def test_addresses_that_nobody_has_are_given_back(sick):

@@ -44,6 +44,7 @@ from transom_conformance.network.site import (
     UPLINK,
     Container,
     Site,
+    Stream,
     connection,
     exchange,
     gateway_of,
@@ -56,6 +57,7 @@ from transom_conformance.network.site import (
     together,
     unreachable,
 )
+from transom_conformance.network.tampering import Place, Tampering
 
 __all__ = [
     "HOST",
@@ -71,7 +73,9 @@ __all__ = [
     "NetworkCases",
     "NetworkSuite",
     "OnAParent",
+    "Place",
     "Site",
+    "Stream",
     "Watch",
     "connection",
     "dhcp_server",
@@ -89,7 +93,7 @@ __all__ = [
 ]
 
 
-class NetworkSuite(Hosts, Crashes, Leases, Publishing, Isolation, Connectivity, Inputs, LifeCycle):
+class NetworkSuite(Hosts, Crashes, Tampering, Leases, Publishing, Isolation, Connectivity, Inputs, LifeCycle):
     """What every network driver must do; see `transom.contract.network`. Derive from it and set `driver`.
 
     pytest runs the groups from the last base class to the first.

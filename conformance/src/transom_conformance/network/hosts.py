@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +29,8 @@ from transom_conformance.network.site import (
     Inside,
     Site,
     eventually,
+    ip_batch,
+    ip_json,
     plain,
     requires,
     talk,
@@ -92,6 +96,27 @@ class Hosts(NetworkCases):
             eventually(crosses, "nothing goes to the other host")
             second.leave(network, last)
             eventually(lambda: not crosses(), "what is sent to an endpoint that is gone goes to its host")
+
+    @requires(Has.MULTI_HOST, Has.L2)
+    def test_what_a_host_forgot_of_the_endpoints_on_another_is_reported_and_made_good(
+        self, site: Site, second: Second
+    ) -> None:
+        """L9, L10: entries of forwarding and neighbour tables that were removed by hand."""
+        before = {link["ifname"] for link in inside(site.host, ip_json, "link")}
+        network = site.network()
+        one, first = site.joined(network)
+        other, last = second.joined(network)
+        server = other.listen(TCP, 80)
+        with second.watching(site, network, first):
+            eventually(lambda: talks(one, server, plain(last)), "the other host is not reached")
+        devices = {link["ifname"] for link in inside(site.host, ip_json, "link")} - before
+        for forget in (forget_forwarding, forget_neighbours):
+            if not sum(inside(site.host, forget, device) for device in devices):
+                continue  # the driver does it otherwise
+            assert site.driver.check(network=network, endpoints=(first,)), f"{forget.__name__} is not reported"
+            site.driver.create_network(network=network)
+            assert site.driver.check(network=network, endpoints=(first,)) == []
+            eventually(lambda: talks(one, server, plain(last)), "the other host is not reached any more")
 
     @requires(Has.MULTI_HOST, Has.LOOKUP)
     def test_a_name_is_known_on_the_other_host_for_as_long_as_its_endpoint_is_there(
@@ -214,6 +239,24 @@ class Frames:
                     found.append(self._sock.recv(2000, socket.MSG_DONTWAIT))
                 except BlockingIOError:
                     return found
+
+
+def forget_forwarding(device: str) -> int:
+    """Remove what a device knows of MAC addresses on other hosts (bridge(8)); return how much that was."""
+    shown = subprocess.run(["bridge", "--json", "fdb", "show", "dev", device], capture_output=True, check=True).stdout
+    found = [entry for entry in json.loads(shown or "[]") if "dst" in entry]
+    for entry in found:
+        command = ["bridge", "fdb", "delete", entry["mac"], "dev", device, "dst", entry["dst"]]
+        subprocess.run(command, capture_output=True, check=True)
+    return len(found)
+
+
+def forget_neighbours(device: str) -> int:
+    """Remove what a device knows of IP addresses on other hosts (ip-neighbour(8)); return how much that was."""
+    found = ip_json("neighbour", "show", "dev", device, "nud", "permanent")
+    for entry in found:
+        ip_batch(f"neighbour delete {entry['dst']} dev {device}")
+    return len(found)
 
 
 def talks(container: Container, server: socket.socket, address: str) -> bool:

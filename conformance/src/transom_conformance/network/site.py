@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -71,10 +72,14 @@ class Container:
     def attach(self, network: Network, *, leads_out: bool = True, **fields: Any) -> tuple[Endpoint, Attachment]:
         """Attach it to a network by a new endpoint, and route by it, unless something else `leads_out`."""
         endpoint = self.site.endpoint(network, **fields)
-        attachment = self.site.driver.attach(network=network, endpoint=endpoint, netns=self.netns)
+        return endpoint, self.join(network, endpoint, leads_out=leads_out)
+
+    def join(self, network: Network, endpoint: Endpoint, *, leads_out: bool = True) -> Attachment:
+        """Attach it by an endpoint that is described already, perhaps once more."""
+        attachment: Attachment = self.site.driver.attach(network=network, endpoint=endpoint, netns=self.netns)
         if leads_out:
             route_by(self.netns, [(attachment.interface or "", gateway) for gateway in attachment.gateways])
-        return endpoint, attachment
+        return attachment
 
     def listen(self, kind: int = TCP, port: int = 0, address: str = "0.0.0.0") -> socket.socket:
         """Open a server inside."""
@@ -125,7 +130,8 @@ class Site:
         )
         self.warm_up()
         self.driver: Any = self.open()
-        self.numbers, self.networks = count(1), list[Network]()
+        self.numbers, self.networks, self.containers = count(1), list[Network](), list[Container]()
+        self.settings = inside(self.host, read_settings)
         self.endpoints = list[tuple[Network, Endpoint]]()
         self.addresses = count(2)
 
@@ -209,13 +215,21 @@ class Site:
 
     def container(self) -> Container:
         """Make a namespace with nothing in it."""
-        return Container(self)
+        self.containers.append(Container(self))
+        return self.containers[-1]
 
     def joined(self, network: Network, **fields: Any) -> tuple[Container, Endpoint]:
         """Make a container on the network."""
         container = self.container()
         endpoint, _ = container.attach(network, **fields)
         return container, endpoint
+
+    def reboot(self) -> None:
+        """Have the host forget what a kernel forgets: containers, what was made of interfaces and rules, and /run."""
+        for container in self.containers:
+            container.close()
+        inside(self.host, forget, self.settings)
+        shutil.rmtree(self.world.path / "run", ignore_errors=True)
 
     def sweep(self) -> None:
         """Take everything away that the case made."""
@@ -242,10 +256,32 @@ def host_census() -> frozenset[str]:
     if shutil.which("nft"):
         text = subprocess.run(["nft", "list", "ruleset"], text=True, capture_output=True, check=True).stdout
         seen.update(f"firewall: {line.strip()}" for line in text.splitlines())
+    return frozenset(seen | {f"{key} = {value}" for key, value in read_settings().items()})
+
+
+def read_settings() -> dict[str, str]:
+    """Return what a driver may have set of the thread's namespace, below /proc/sys/net."""
+    found = {}
     for key in ("ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv4/conf/all/route_localnet"):
         with open(f"/proc/sys/net/{key}") as file:
-            seen.add(f"{key} = {file.read().strip()}")
-    return frozenset(seen)
+            found[key] = file.read().strip()
+    return found
+
+
+def forget(settings: dict[str, str]) -> None:
+    """Take everything out of the thread's namespace that did not come with it, and set it as it was."""
+    for link in ip_json("link"):
+        if link["ifname"] not in {"lo", UPLINK}:
+            subprocess.run(
+                ["ip", "link", "delete", link["ifname"]], capture_output=True, check=False
+            )  # or its pair was
+        for name in link.get("altnames", ()) if link["ifname"] == UPLINK else ():
+            ip_batch(f"link property del dev {UPLINK} altname {name}")
+    if shutil.which("nft"):
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+    for key, value in settings.items():
+        with open(f"/proc/sys/net/{key}", "w") as file:
+            file.write(value)
 
 
 def steady(line: str) -> str:
@@ -427,6 +463,64 @@ class connection:  # noqa: N801  # a context, used like a function
     def __exit__(self, *_: object) -> None:
         self._client.close()
         self._peer.close()
+
+
+class Stream:
+    """A TCP connection over which numbers go all the time; a context, at whose end none of them may be missing."""
+
+    def __init__(self, netns: int, server: socket.socket, address: str, port: int = 0) -> None:
+        self._client = inside(netns, socket.socket, family(address), TCP)
+        self._server, self._target = server, (address, port or server.getsockname()[1])
+        self._sent = self._seen = 0
+        self._ending, self._wrong = threading.Event(), ""
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._receive)]
+
+    def __enter__(self) -> Stream:
+        for end in (self._client, self._server):
+            end.settimeout(LONG)
+        self._client.connect(self._target)
+        self._peer, _ = self._server.accept()
+        self._peer.settimeout(LONG)
+        for thread in self._threads:
+            thread.start()
+        self.goes_on()
+        return self
+
+    def _send(self) -> None:
+        try:
+            while not self._ending.wait(0.001):
+                self._client.sendall(self._sent.to_bytes(8))
+                self._sent += 1
+            self._client.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._wrong = self._wrong or f"sending: {error}"
+
+    def _receive(self) -> None:
+        try:
+            with self._peer.makefile("rb") as stream:
+                while data := stream.read(8):
+                    if int.from_bytes(data) != self._seen:
+                        raise OSError(f"{self._seen} is missing")
+                    self._seen += 1
+        except OSError as error:
+            self._wrong = self._wrong or f"receiving: {error}"
+
+    def goes_on(self) -> None:
+        """Wait until what is sent from now on has arrived."""
+        mark = self._sent + 1
+        eventually(
+            lambda: self._seen > mark or bool(self._wrong), f"the connection to {self._target[0]} has come to a halt"
+        )
+        assert not self._wrong, f"the connection to {self._target[0]} is broken ({self._wrong})"
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(LONG)
+        self._client.close()
+        self._peer.close()
+        if kind is None:
+            assert (self._seen, self._wrong) == (self._sent, ""), "bytes of a connection were lost"
 
 
 def persistently(send: Callable[[], object], receive: Callable[[], bytes]) -> bytes:

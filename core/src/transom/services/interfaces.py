@@ -208,6 +208,18 @@ def _configure(settings: Mapping[str, str], options: Any, interface: str) -> Non
             raise ConfigError(f"cannot set {key}={value} on {interface}: {error.strerror}") from None
 
 
+def damage(session: Session, namespace: int, *, endpoint: Endpoint, link: Link, mtu: int) -> Iterator[str]:
+    """Say what an endpoint's interface, in the namespace of that number, has lost of what `furnish` gave it."""
+    who, present = f"endpoint {endpoint.id[:12]}", {*map(plain, session.addresses(link.index, namespace))}
+    if not link.up:
+        yield f"{who}: {link.name} is down"
+    if link.mtu != mtu:
+        yield f"{who}: {link.name} has MTU {link.mtu}, not {mtu}"
+    for address in map(plain, endpoint.addresses):
+        if address not in present:
+            yield f"{who}: {link.name} has lost its address {address}"
+
+
 def announce(stop: int, *, netns: int, interface: str, addresses: Iterable[str], options: AnnouncingOptions) -> None:
     """Tell the neighbours whose addresses these are now, who may know them with another MAC. Best effort.
 

@@ -37,7 +37,7 @@ _NETNSA_NSID, _NETNSA_FD = 1, 3
 _INET6_ADDR_GEN_MODE = 8
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_PROTO = 1, 2, 4, 8, 11
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS, _IFA_TARGET_NETNSID, _IFA_PROTO = 1, 2, 4, 8, 10, 11
 _IFA_F_NODAD = 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST, _RT_SCOPE_LINK = 254, 4, 1, 253
@@ -184,23 +184,24 @@ class Session:
         where = b"" if namespace is None else _number(_IFLA_TARGET_NETNSID, namespace)
         return [_link(body) for body in self.dump(GETLINK, _ifinfo() + where)]
 
-    def namespace(self, netns: int) -> int:
+    def namespace(self, netns: int, wanted: int = -1) -> int:
         """Return the number that this namespace has for another one, which gets one if it has none.
 
         It is gone with either of the two.
 
         Args:
             netns: a descriptor of the other one.
+            wanted: the number that it gets, if no other namespace has it.
         """
         body = bytes(4) + struct.pack("=HHI", 8, _NETNSA_FD, netns)
-        try:
-            self.request((NEWNSID, ACK, body + _number(_NETNSA_NSID, -1)))
-        except FileExistsError:
-            pass
-        self._send(((GETNSID, 0, body),))
-        for kind, answer in self._receive():
-            if kind == NEWNSID:
-                return _nsid(answer)
+        for number in (wanted, -1):
+            try:
+                self.request((NEWNSID, ACK, body + _number(_NETNSA_NSID, number)))
+            except FileExistsError:
+                pass
+            (answer,) = self.get(GETNSID, body)
+            if (found := _nsid(answer)) >= 0:
+                return found
         raise OSError(errno.ENODEV, "the namespace has no number")
 
     def namespaces(self) -> list[int]:
@@ -215,10 +216,15 @@ class Session:
                 return _link(body)
         return None
 
-    def addresses(self, index: int = 0) -> dict[str, int]:
-        """Return the addresses of an interface or of all, "172.18.0.1/16", each with its IFA_PROTO."""
+    def addresses(self, index: int = 0, namespace: int | None = None) -> dict[str, int]:
+        """Return the addresses of an interface or of all, "172.18.0.1/16", each with its IFA_PROTO.
+
+        Args:
+            namespace: the number of another namespace in which the interface is.
+        """
         found = {}
-        for body in self.dump(GETADDR, struct.pack("=BBBBI", 0, 0, 0, 0, index)):
+        where = b"" if namespace is None else _number(_IFA_TARGET_NETNSID, namespace)
+        for body in self.dump(GETADDR, struct.pack("=BBBBI", 0, 0, 0, 0, index) + where):
             family, prefix, _, _, owner = struct.unpack_from("=BBBBI", body)
             if index in {0, owner}:
                 values = attributes(body[8:])

@@ -134,7 +134,7 @@ class ParentDriver(NetworkDriver):
 
     def make_own_parent(self, session: Session, network: Network, name: str) -> None:
         """Make the parent of a network that has one of its own: a pair of interfaces that lead to each other."""
-        other, alias = f"dp-{network.id[:12]}", self._alias("network", network.id)
+        other, alias = _other_end(network), self._alias("network", network.id)
         mtu = self.asked_mtu(network) or interfaces.ETHERNET_MTU
         data = netlink.nested(_PEER, bytes(16), netlink.text(3, other), netlink.attribute(4, struct.pack("=I", mtu)))
         session.request(
@@ -183,7 +183,7 @@ class ParentDriver(NetworkDriver):
         try:
             with Session() as session:
                 link = session.link(name)
-                if link and link.up and self._claim(network).altname in link.altnames:
+                if link and self._claim(network).altname in link.altnames and not self._down(session, network, link):
                     return
             self.run.mkdir(parents=True, exist_ok=True)
             with Lock(self.run / "lock"), Session() as session:
@@ -194,17 +194,17 @@ class ParentDriver(NetworkDriver):
     def _create(self, session: Session, network: Network, name: str) -> None:
         claim = self._claim(network)
         link, made = session.link(name), False
-        if link is None:
-            made = self._make(session, network, name, claim)
-            link = session.link(name)
-        if link is None:
-            raise OSError(errno.ENODEV, f"{name} vanished while it was made")
         try:
+            if link is None:
+                made = self._make(session, network, name, claim)
+                link = session.link(name)
+            if link is None:
+                raise OSError(errno.ENODEV, f"{name} vanished while it was made")
             self._check_parent(session, network, link)
             if claim.altname not in link.altnames:
                 session.request(netlink.add_altname(name, claim.altname))
             if link.alias:
-                session.request(netlink.set_up(name))
+                session.request(*map(netlink.set_up, self._down(session, network, link)))
         except BaseException:
             if made:
                 self._leave(session, network)
@@ -244,6 +244,11 @@ class ParentDriver(NetworkDriver):
     def own_parent(self, network: Network) -> str:
         """Return the name of a parent made for the network alone."""
         return f"dm-{network.id[:12]}"
+
+    def _down(self, session: Session, network: Network, parent: Link) -> list[str]:
+        """Name what is down of the parent and, where the network has one of its own, of the pair that it is."""
+        other = session.link(_other_end(network)) if parent.name == self.own_parent(network) else None
+        return [link.name for link in (parent, other) if link and not link.up]
 
     def _check_parent(self, session: Session, network: Network, link: Link) -> None:
         where = f"network {network.name}: parent {link.name}"
@@ -300,7 +305,7 @@ class ParentDriver(NetworkDriver):
                 alias = self._alias("endpoint", endpoint.id, network.id)
                 if any(link.alias == alias for link in inner.links()):
                     raise Conflict(f"endpoint {endpoint.id[:12]} is attached to network {network.name} already")
-                session.namespace(netns)  # by which it is found again
+                session.namespace(netns, _namespace_of(endpoint))  # by which it is found again
                 with closing(current()) as host:
                     outside = inner.namespace(host)
                 until = time.monotonic() + _DYING
@@ -393,18 +398,23 @@ class ParentDriver(NetworkDriver):
         """Remove the child, which may have gone with its namespace."""
         try:
             with Session() as session:
-                for child in self.children(session):
+                for child in self.children(session, first=_namespace_of(endpoint)):
                     if child.endpoint == endpoint.id:
                         _forgiving(session, netlink.delete_link_in(child.namespace, child.link.index))
+                        break
         except OSError as error:
             raise self._error("detach", endpoint, error) from error
 
-    def children(self, session: Session) -> Iterator[Child]:
-        """Find the endpoints' interfaces in all namespaces; those of another host's, which is reached too, are not."""
+    def children(self, session: Session, *, first: int = -1) -> Iterator[Child]:
+        """Find the endpoints' interfaces in all namespaces; those of another host's, which is reached too, are not.
+
+        Args:
+            first: the number of the namespace to look into before the others.
+        """
         start = f"transom-{self.name} endpoint "
         with closing(current()) as host:
             here = session.namespace(host)
-        for namespace in session.namespaces():
+        for namespace in sorted(session.namespaces(), key=lambda number: number != first):
             try:
                 links = session.links(namespace)
             except OSError:
@@ -440,28 +450,27 @@ class ParentDriver(NetworkDriver):
         name = self.parent_name(network)
         with Session() as session:
             parent = session.link(name)
-            children = {child.endpoint: child.link for child in self.children(session)}
-        if parent is None:
-            yield f"parent {name} is missing"
-            return
-        if not parent.up:
-            yield f"parent {name} is down"
-        if self._claim(network).altname not in parent.altnames:
-            yield f"parent {name} does not know network {network.name}"
-        for endpoint in endpoints:
-            who, link = f"endpoint {endpoint.id[:12]}", children.get(endpoint.id)
-            if link is None:
-                yield f"{who} has no interface"
-                continue
-            if link.parent != parent.index:
-                yield f"{who} is not on parent {name}"
-            if not link.up:
-                yield f"{who}: {link.name} is down"
-            if link.mtu != (mtu := self.wanted_mtu(network, parent, link)):
-                yield f"{who}: {link.name} has MTU {link.mtu}, not {mtu}"
-            wanted = netlink.attributes(self.child_data(network))
-            if not wanted.items() <= netlink.attributes(link.data).items():
-                yield f"{who}: {link.name} is not in mode {self.mode(network)}"
+            if parent is None:
+                yield f"parent {name} is missing"
+                return
+            for down in self._down(session, network, parent):
+                yield f"parent {down} is down"
+            if self._claim(network).altname not in parent.altnames:
+                yield f"parent {name} does not know network {network.name}"
+            children = {child.endpoint: child for child in self.children(session)} if endpoints else {}
+            for endpoint in endpoints:
+                who, child = f"endpoint {endpoint.id[:12]}", children.get(endpoint.id)
+                if child is None:
+                    yield f"{who} has no interface"
+                    continue
+                link = child.link
+                if link.parent != parent.index:
+                    yield f"{who} is not on parent {name}"
+                mtu = self.wanted_mtu(network, parent, link)
+                yield from interfaces.damage(session, child.namespace, endpoint=endpoint, link=link, mtu=mtu)
+                wanted = netlink.attributes(self.child_data(network))
+                if not wanted.items() <= netlink.attributes(link.data).items():
+                    yield f"{who}: {link.name} is not in mode {self.mode(network)}"
 
     def _claim(self, network: Network) -> Claim:
         return Claim(driver=self.name, network=network.id, mode=self.mode(network))
@@ -472,6 +481,15 @@ class ParentDriver(NetworkDriver):
     def _error(self, operation: str, subject: Network | Endpoint, cause: OSError) -> DriverError:
         name = getattr(subject, "name", "") or subject.id[:12]
         return DriverError(operation, driver=f"network {self.name}", subject=name, cause=cause)
+
+
+def _namespace_of(endpoint: Endpoint) -> int:
+    """Return the number that the endpoint's namespace gets where it has none, so that it is found at once."""
+    return int(endpoint.container[:7] or "-1", 16)
+
+
+def _other_end(network: Network) -> str:
+    return f"dp-{network.id[:12]}"
 
 
 def claims(link: Link) -> list[Claim]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from transom_engine.model import Container
-from transom_engine.networks.contracts import endpoint_of, network_of, routed_families, ways_out
+from transom_engine.networks.contracts import endpoint_of, family, network_of, routed_families, ways_out
 from transom_engine.networks.endpoints import netns_of
 from transom_engine.networks.ways import publish_again, route
 
@@ -39,10 +39,36 @@ def _members(engine: Engine, name: str) -> list[Container]:
 
 
 def _differences(engine: Engine, name: str, containers: list[Container]) -> list[str]:
+    said = _checked(engine, name, *containers)
+    return said + [line for container in containers for line in _lost_ways(container, name)]
+
+
+def _checked(engine: Engine, name: str, *containers: Container) -> list[str]:
     record = engine.networks.get(name)
     ends = [endpoint_of(engine, c, record, c.network_settings.networks[name]) for c in containers]
     driver = engine.network_driver(record.driver)
     return driver.check(network=network_of(engine, record), endpoints=tuple(ends))
+
+
+def _harmed(engine: Engine, name: str, container: Container) -> bool:
+    """Say whether something is off with the container's place; if it is with the network, no join anew helps."""
+    return not {*_checked(engine, name, container)} <= {*_checked(engine, name)}
+
+
+def _lost_ways(container: Container, name: str) -> Iterator[str]:
+    """Say which default routes by the network are gone; one that somebody else made in the container will do."""
+    from transom.services.interfaces import ANY
+    from transom.services.netlink import Session
+    from transom.services.netns import inside
+
+    lost = {number for number, way in ways_out(container).items() if way == name}
+    try:
+        with netns_of(container) as netns, inside(netns, Session) as inner:
+            lost -= {family(route.to) for route in inner.routes() if route.to in ANY.values()}
+    except OSError:
+        return  # it has just ended
+    for number in sorted(lost):
+        yield f"endpoint {container.network_settings.networks[name].endpoint_id[:12]} has no default IPv{number} route"
 
 
 def _repair(engine: Engine, name: str) -> None:
@@ -55,16 +81,16 @@ def _repair(engine: Engine, name: str) -> None:
             if not _lives(container.state.pid):
                 continue
             ways = ways_out(container)
-            if routed_families(record) or (name in ways.values() and _differences(engine, name, [container])):
+            if routed_families(record) or (name in ways.values() and _harmed(engine, name, container)):
                 publish_again(engine, container, ways)
-            if _differences(engine, name, [container]):
-                endpoint = endpoint_of(engine, container, record, container.network_settings.networks[name])
-                driver.detach(network=network, endpoint=endpoint)
-                with netns_of(container) as netns:
+            with netns_of(container) as netns:
+                if _harmed(engine, name, container):
+                    endpoint = endpoint_of(engine, container, record, container.network_settings.networks[name])
+                    driver.detach(network=network, endpoint=endpoint)
                     driver.attach(network=network, endpoint=endpoint, netns=netns)
-                    route(container, netns)
-                if routed_families(record) or name in ways.values():
-                    publish_again(engine, container, ways)
+                    if routed_families(record) or name in ways.values():
+                        publish_again(engine, container, ways)
+                route(container, netns)
 
 
 def _lives(pid: int) -> bool:

@@ -14,6 +14,7 @@ class TestGuardedBridge(Connectivity):
 
     driver = "bridge"
     network_options = {"antispoof": "true"}
+    faults = Crashes.faults
     test_killed_at_any_point_nothing_is_left_and_everything_goes_on = (
         Crashes.test_killed_at_any_point_nothing_is_left_and_everything_goes_on
     )

@@ -187,8 +187,12 @@ def test_check_reports_what_was_tampered_with(site):
     check = partial(site.driver.check, network=network, endpoints=(endpoint,))
     who = f"endpoint {endpoint.id[:12]}"
     for spoil, repair, said in (
-        ("link set eth0 down", "link set eth0 up", f"{who}: eth0 is down"),
         ("link set eth0 mtu 1400", "link set eth0 mtu 1500", f"{who}: eth0 has MTU 1400, not 1500"),
+        (
+            "address delete 10.88.1.2/24 dev eth0",
+            "address add 10.88.1.2/24 dev eth0",
+            f"{who}: eth0 has lost its address 10.88.1.2",
+        ),
         (
             "link set eth0 type macvlan mode private",
             "link set eth0 type macvlan mode bridge",
@@ -204,6 +208,8 @@ def test_check_reports_what_was_tampered_with(site):
     assert check() == [f"parent {UPLINK} does not know network {network.name}"]
     site.driver.create_network(network=network)
     assert check() == []
+    inside(container.netns, ip_batch, "link set eth0 down")
+    assert check() == [f"{who}: eth0 is down", f"{who}: eth0 has lost its address fd88:1::2"]
     inside(container.netns, ip_batch, "link delete eth0")
     assert check() == [f"{who} has no interface"]
 

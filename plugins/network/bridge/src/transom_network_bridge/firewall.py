@@ -289,7 +289,7 @@ class Firewall:
                     continue
                 for data in dumped:
                     if owner.encode() in data:  # thousands of others are not taken apart
-                        found += _parse(name, data)
+                        found += _parse(name, data, owner.encode())
         return [e for e in found if not owner or e.comment.split(" ")[:2] == words]
 
     def get(self, elements: list[Element]) -> list[Element]:
@@ -373,13 +373,17 @@ def _pack(element: Element) -> bytes:
     return nested(1, body)
 
 
-def _parse(name: str, body: bytes) -> list[Element]:
+def _parse(name: str, body: bytes, owner: bytes = b"") -> list[Element]:
     found = []
     listed = attributes(body[4:]).get(_LIST_ELEMENTS, b"")
     offset = 0
     while offset < len(listed):
         length = struct.unpack_from("=H", listed, offset)[0]
-        values = attributes(listed[offset + 4 : offset + length])
+        element = listed[offset + 4 : offset + length]
+        offset += length + -length % 4
+        if owner not in element:
+            continue
+        values = attributes(element)
         note = values.get(_USERDATA, b"")
         found.append(
             Element(
@@ -389,7 +393,6 @@ def _parse(name: str, body: bytes) -> list[Element]:
                 comment=note[2 : 2 + note[1]].rstrip(b"\0").decode(errors="replace") if note[:1] == b"\0" else "",
             )
         )
-        offset += length + -length % 4
     return found
 
 

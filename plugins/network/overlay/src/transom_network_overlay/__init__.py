@@ -538,7 +538,10 @@ class Overlay(ParentDriver):
     def detach(self, network: Network, endpoint: Endpoint) -> None:
         """Remove the child, and tell the other hosts, later where etcd is away."""
         super().detach(network, endpoint)
-        self._forget(network.id, endpoint.id)
+        try:
+            self._forget(network.id, endpoint.id)
+        except OSError as error:
+            raise self._error("detach", endpoint, error) from error
         if self.options.etcd:
             self._or_owe("ep", network, endpoint, lambda store: store.leave(network.id, endpoint.id))
 
@@ -641,7 +644,12 @@ class Overlay(ParentDriver):
     def create_network(self, network: Network) -> None:
         """Find or make the device, and put its entries right; see the contract."""
         super().create_network(network)
-        self.apply(network.id, self.host, self.known(network.id))
+        known = self.known(network.id)
+        try:
+            if known.peers:
+                self.apply(network.id, self.host, known)
+        except OSError as error:
+            raise self._error("create_network", network, error) from error
         if _options(network).secret:
             self.encrypt()
 
