@@ -72,6 +72,21 @@ class KeepsAnnouncementsBack(Bridge):
         return attachment
 
 
+@found_by("test_a_mac_address_that_no_interface_can_have_is_refused_and_nothing_changes")
+class TakesAnotherMac(Bridge):
+    def attach(self, network, endpoint, netns):
+        try:
+            return super().attach(network, endpoint, netns)
+        except DriverError:
+            return super().attach(network, replace(endpoint, mac=None), netns)
+
+
+@found_by("test_an_mtu_that_cannot_be_is_refused_and_nothing_changes")
+class TakesAnotherMtu(Bridge):
+    def create_network(self, network):
+        super().create_network(replace(network, mtu=1400))
+
+
 @found_by("test_an_endpoint_is_attached_once")
 class AttachesAgainQuietly(Bridge):
     def attach(self, network, endpoint, netns):

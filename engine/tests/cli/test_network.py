@@ -118,6 +118,16 @@ def test_each_range_and_gateway_goes_to_the_subnet_that_it_is_in(transom):
         (["--aux-address", "a=b"], "--aux-address 'b': not an IP address, such as 172.28.5.254"),
         (["--subnet", "10.9.0.1/24"], "subnet 10.9.0.1/24 has bits set beyond its prefix: write 10.9.0.0/24"),
         (["--subnet", "x"], "'x' is not a subnet: write it as 172.18.0.0/16"),
+        (
+            ["--subnet", "127.0.0.0/8"],
+            "subnet 127.0.0.0/8 cannot be a network's: 127.0.0.0/8 is for the loopback",
+        ),
+        (["--subnet", "224.1.0.0/16"], "subnet 224.1.0.0/16 cannot be a network's: 224.0.0.0/4 is for groups"),
+        (["--ipv6", "--subnet", "::/0"], "subnet ::/0 cannot be a network's: ::1/128 is for the loopback"),
+        (
+            ["--ipv6", "--subnet", "fe80::/64"],
+            "subnet fe80::/64 cannot be a network's: fe80::/10 is for each link by itself",
+        ),
         (["-d", "host"], "network driver host has one network only, which is there already: use it by its name"),
     ],
 )  # fmt: skip

@@ -46,7 +46,7 @@ class Inputs(NetworkCases):
         assert talk(sibling.netns, container.listen(), plain(endpoint))
 
     @requires(Has.L2)
-    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "a b", "sixteen-letters-"])
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a:b", "a b", "a%d", "sixteen-letters-"])
     def test_an_interface_name_that_cannot_be_is_refused_and_nothing_changes(self, site: Site, name: str) -> None:
         """B1: before the kernel takes half of it. An empty name is no wish."""
         network = site.network()
@@ -59,8 +59,34 @@ class Inputs(NetworkCases):
             container.attach(network, interface=name)
         assert site.census() == before
 
+    @requires(Has.L2, Has.MAC)
+    @pytest.mark.parametrize("mac", ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"])
+    def test_a_mac_address_that_no_interface_can_have_is_refused_and_nothing_changes(
+        self, site: Site, mac: str
+    ) -> None:
+        """B1: a group's (IEEE 802), everybody's, nobody's."""
+        network = site.network()
+        before = site.census()
+        container = site.container()
+        with pytest.raises(TransomError):
+            container.attach(network, mac=mac)
+        assert site.census() == before
+        assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+
     @requires(Has.L2)
-    @pytest.mark.parametrize("what", ["a closed descriptor", "a file"])
+    @pytest.mark.parametrize("mtu", [20, 70_000])
+    def test_an_mtu_that_cannot_be_is_refused_and_nothing_changes(self, site: Site, mtu: int) -> None:
+        """B2: when the network is made, or with the first endpoint."""
+        before = site.census()
+        container = site.container()
+        with pytest.raises(TransomError):
+            container.attach(site.network(mtu=mtu))
+        site.sweep()
+        assert site.census() == before
+        assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+
+    @requires(Has.L2)
+    @pytest.mark.parametrize("what", ["a closed descriptor", "a file", "a namespace of mounts"])
     def test_what_is_no_namespace_is_refused_and_nothing_changes(self, site: Site, what: str) -> None:
         """B3: as an error of the driver, with the kernel's errno."""
         network = site.network()
@@ -69,6 +95,8 @@ class Inputs(NetworkCases):
         container.close()
         if what == "a file":
             container.netns = os.open(site.world.path, os.O_RDONLY)
+        elif what == "a namespace of mounts":
+            container.netns = os.open("/proc/self/ns/mnt", os.O_RDONLY)
         else:
             container.netns = 10_000
             site.world.defer(setattr, container, "netns", -1)

@@ -33,11 +33,11 @@ ANY = {4: "0.0.0.0/0", 6: "::/0"}
 
 _ALIAS = "transom "
 
-_NAMED = "1 to 15 characters without space, slash and colon"
+_NAMED = "1 to 15 characters without space, slash, colon and percent sign"
 InterfaceName = Annotated[
-    str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/:\s]{1,15}$", description=f"the name of an interface: {_NAMED}")
+    str, msgspec.Meta(pattern=r"^(?!\.{1,2}$)[^/:%\s]{1,15}$", description=f"the name of an interface: {_NAMED}")
 ]
-"""What the kernel takes as the name of an interface (dev_valid_name)."""
+"""What the kernel takes as the name of an interface (dev_valid_name), and not as a pattern of one (dev_alloc_name)."""
 
 
 class AnnouncingOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -153,7 +153,7 @@ def names(inner: Session, endpoint: Endpoint, prefix: str = "eth") -> Iterator[s
     own = endpoint.options.interface if isinstance(endpoint.options, InterfaceOptions) else None
     wanted = endpoint.interface or own
     if wanted:
-        if not 1 <= len(wanted) <= 15 or wanted in {".", ".."} or any(c in "/:" or c.isspace() for c in wanted):
+        if not 1 <= len(wanted) <= 15 or wanted in {".", ".."} or any(c in "/:%" or c.isspace() for c in wanted):
             raise ConfigError(f"interface name {wanted!r} is off: {_NAMED}")
         yield wanted
         return

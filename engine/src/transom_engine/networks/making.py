@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 ENABLE = _IPV4, _IPV6 = "com.docker.network.enable_ipv4", "com.docker.network.enable_ipv6"
 """Options of networks that are the engine's, whatever the driver: they say what the flags of those names do."""
+_NOBODYS = {
+    "127.0.0.0/8": "the loopback", "::1/128": "the loopback", "fe80::/10": "each link by itself",
+    "224.0.0.0/4": "groups", "ff00::/8": "groups",
+}  # fmt: skip
+"""Addresses that are no network's (RFC 6890, RFC 4291, section 2.4), and whose they are."""
 
 
 def record_for(engine: Engine, wanted: NetworkCreate) -> NetworkRecord:
@@ -42,6 +47,8 @@ def record_for(engine: Engine, wanted: NetworkCreate) -> NetworkRecord:
         raise ConfigError(
             f"IPAM driver {wanted.ipam.driver} has no option {option!r} (from --ipam-opt): it has no options"
         )
+    for config in wanted.ipam.config:
+        _check_subnet(config.subnet)
     if wanted.config_only:
         return _configuration(wanted)
     if wanted.config_from.network:
@@ -54,6 +61,17 @@ def _check_name(engine: Engine, name: str) -> None:
         raise ConfigError(f"invalid network name {name!r}: only a-z A-Z 0-9 _ . - are allowed, the first not a sign")
     if name in {DEFAULT, "default"} or engine.networks.is_single(name):
         raise ConfigError(f"network {name} is a pre-defined one, which is there already; choose another name")
+
+
+def _check_subnet(text: str) -> None:
+    from ipaddress import ip_network
+
+    from transom.services.ipam import overlap, parse_subnet
+
+    subnet = parse_subnet(text)
+    for block, what in _NOBODYS.items():
+        if overlap(subnet, ip_network(block)):
+            raise ConfigError(f"subnet {text} cannot be a network's: {block} is for {what}")
 
 
 def _configuration(wanted: NetworkCreate) -> NetworkRecord:

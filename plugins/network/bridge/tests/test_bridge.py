@@ -689,9 +689,10 @@ def test_what_goes_wrong_is_said_in_a_line(site):
     short = endpoint.id[:12]
     texts = {
         (Conflict, "interface eth0 already"): partial(attach, interface="eth0"),
-        (ConfigError, "interface name 'a/b' is off: 1 to 15 characters without space, slash and colon"): partial(
-            attach, interface="a/b"
-        ),
+        (
+            ConfigError,
+            "interface name 'a/b' is off: 1 to 15 characters without space, slash, colon and percent sign",
+        ): partial(attach, interface="a/b"),
         (Conflict, f"the container has {plain(endpoint)}, {plain(endpoint, ipv6=True)} already"): partial(
             attach, addresses=endpoint.addresses
         ),
