@@ -1,8 +1,11 @@
 """Distributions of drivers that exist for one test, and the command run with them installed."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -35,10 +38,25 @@ class Installation:
         environment = {**self.environment, **more.pop("env", {})}
         return subprocess.run(self.command(*words), env=environment, capture_output=True, text=True, **more)
 
-    def prove(self, kind, driver, *words):
+    @contextmanager
+    def forking(self, kind, *drivers):
+        """Give a function that does as `run` does, with what the suite and those drivers need imported already."""
+        words = [sys.executable, str(HERE / "forking.py"), kind, *drivers]
+        pipes = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+        with subprocess.Popen(words, env=self.environment, text=True, **pipes) as server:
+
+            def run(*words):
+                with tempfile.NamedTemporaryFile("r", dir=self.temporary) as output:
+                    print(json.dumps([output.name, *words]), file=server.stdin, flush=True)
+                    code = int(server.stdout.readline())
+                    return subprocess.CompletedProcess(words, code, output.read(), "")
+
+            yield run
+
+    def prove(self, kind, driver, *words, run=None):
         """Run the suite and return the report; the exit code must fit it."""
         file = self.place / f"{kind}-{driver}.json"
-        done = self.run(kind, driver, "--json", str(file), *words)
+        done = (run or self.run)(kind, driver, "--json", str(file), *words)
         assert done.returncode in (0, 1), done.stdout + done.stderr
         report = msgspec.json.decode(file.read_bytes(), type=Report)
         assert done.returncode == (0 if report.proved else 1)
