@@ -21,6 +21,7 @@ that is there when the collector listens, in place of the port; `nowhere`, optio
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -89,7 +90,7 @@ class Collector:
         end = time.monotonic() + 60
         while not self._listens():
             assert self._process.poll() is None, (self.directory / "log").read_text()
-            assert time.monotonic() < end, "the collector does not listen"
+            assert time.monotonic() < end, f"the collector does not listen: {(self.directory / 'log').read_text()}"
             time.sleep(0.02)
 
     def _listens(self) -> bool:
@@ -156,7 +157,16 @@ class Collector:
 
 
 def free_port() -> int:
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
+    """Return a TCP port that nobody listens on, and that nobody is given who asks for any (ip(7)).
+
+    It must stay free while the collector is down, again and again.
+    """
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in (*random.sample(range(lowest // 2, lowest), 50), 0):
+        with socket.socket() as trial:
+            try:
+                trial.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(trial.getsockname()[1])
+    raise OSError("no port is free")
