@@ -63,7 +63,7 @@ class Environment:
                 continue
             for file in found.files or ():
                 source, target = Path(found.locate_file(file)), self.site / file
-                if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
+                if ".." not in file.parts and source.is_file():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     if not target.exists():
                         target.hardlink_to(source)
