@@ -10,7 +10,8 @@ TESTED := btrfs-progs cpio dbus dmsetup dnsmasq-base docker-registry e2fsprogs e
           libc6-dev openssl procps rsyslog rsyslog-gnutls rsyslog-openssl strace systemd-journal-remote \
           thin-provisioning-tools udhcpc user-mode-linux xfsprogs
 TESTS  ?=
-PYTEST := $(BIN)/pytest -o cache_dir=$(VENV)/.pytest_cache
+# Workers, and programs that tests run, would all compile the same again where the environment forbids to keep it.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -o cache_dir=$(VENV)/.pytest_cache
 
 .PHONY: run test test-vm test-vm-full zfs-modules lint dist dist-test docs bench lock packages tested bytecode
 .DEFAULT_GOAL := run
