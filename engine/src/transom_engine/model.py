@@ -261,6 +261,13 @@ class EndpointSettings(Pascal):
     dns_servers: list[str] = msgspec.field(default=[], name="DNSServers")
     """Those that came with its addresses (DHCP), as the search domains did."""
     dns_search: list[str] = msgspec.field(default=[], name="DNSSearch")
+    last_addresses: list[str] = []
+    """What it had when it ran last, and gets again if nobody has it by then."""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Those that it has, IPv4 first, without prefix."""
+        return [address for address in (self.ip_address, self.global_ipv6_address) if address]
 
 
 def learned(places: Mapping[str, EndpointSettings]) -> tuple[list[str], list[str]]:

@@ -75,6 +75,14 @@ class Addresses:
             network = _ipv4_of(network, container)
             if any(":" in address for address in static):
                 raise ConfigError(f"container {container.name} has IPv6 switched off by a setting: leave --ip6 away")
+        if again := _last(driver, network, place, static):
+            try:
+                return self._given(driver, network, msgspec.structs.replace(endpoint, addresses=static + again))
+            except (ConfigError, Conflict):
+                pass  # somebody has it by now, or the network has other subnets
+        return self._given(driver, network, endpoint)
+
+    def _given(self, driver: NetworkDriver, network: Network, endpoint: Endpoint) -> Endpoint:
         if driver.keeps_addresses(network=network):
             return driver.allocate(network=network, endpoint=endpoint)
         if not network.subnets:
@@ -143,6 +151,17 @@ class Addresses:
 
 def _size(first: bytes, last: bytes) -> int:
     return int.from_bytes(last) - int.from_bytes(first) + 1
+
+
+def _last(driver: NetworkDriver, network: Network, place: EndpointSettings, static: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the addresses that the place had before, of the families in which none is asked for.
+
+    Where addresses are leased for an interface (DHCP), who leases them knows them.
+    """
+    if driver.keeps_addresses(network=network) and NetworkCapability.MULTI_HOST not in driver.capabilities:
+        return ()
+    families = {family(subnet.pool) for subnet in network.subnets} - {*map(family, static)}
+    return tuple(address for address in place.last_addresses if family(address) in families)
 
 
 def _asked(record: NetworkRecord, subnets: tuple[Subnet, ...]) -> tuple[Subnet, ...]:

@@ -177,6 +177,7 @@ class Endpoints:
                 driver_opts=place.driver_opts,
                 network_id=place.network_id,
                 gw_priority=place.gw_priority,
+                last_addresses=place.addresses or place.last_addresses,
             )
             for name, place in settings.chosen.items()  # each run finds out whether it needs a way out
         }

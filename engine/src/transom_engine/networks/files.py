@@ -137,7 +137,7 @@ def _own_lines(container: Container, place: EndpointSettings) -> list[str]:
     name, domain = container.config.hostname, container.config.domainname
     full = f"{name}.{domain}" if domain else name
     names = " ".join(dict.fromkeys((full, name if domain else name.partition(".")[0])))
-    return [f"{address}\t{names}" for address in (place.ip_address, place.global_ipv6_address) if address]
+    return [f"{address}\t{names}" for address in place.addresses]
 
 
 def _without_ipv6(container: Container) -> bool:

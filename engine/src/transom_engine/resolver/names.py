@@ -113,7 +113,7 @@ class Names:
             self._found.setdefault((network, name), []).append(container)
         for name in private:
             self._links.setdefault((network, name), []).append(container)
-        for address in _addresses(place):
+        for address in place.addresses:
             self._pointers[canonical(address)] = container, f"{container.name}.{network}"
 
     def _meant(self, name: str) -> Iterator[tuple[NetworkRecord, str]]:
@@ -134,7 +134,7 @@ class Names:
                 if self._alive(container)
             ]
             if places:
-                return [address for place in places for address in _addresses(place)]
+                return [address for place in places for address in place.addresses]
         return []
 
     def turn(self, name: str, type: str) -> int:
@@ -170,10 +170,6 @@ def _linked(own: _Container | None, other: _Container, network: str) -> list[str
     place = own.network_settings.networks.get(network) if own else None
     pairs = [link.split(":") for link in (place.links or ())] if place else []
     return [alias.lower() for name, alias in pairs if name in (other.name, other.id) or other.id.startswith(name)]
-
-
-def _addresses(place: EndpointSettings) -> list[str]:
-    return [address for address in (place.ip_address, place.global_ipv6_address) if address]
 
 
 def _from_anywhere() -> Iterator[int]:
