@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 DISTS  := core conformance engine $(wildcard plugins/*/*)
 # What the command needs, and what its tests need besides: peers, receiving ends, file systems, a guest's kernel.
 DEBIAN := python3 python3-venv crun runc nftables libnftables1 iproute2 busybox-static tini
-TESTED := btrfs-progs cpio dbus dmsetup dnsmasq-base docker-registry e2fsprogs etcd-client etcd-server gcc kmod \
+TESTED := bind9-dnsutils btrfs-progs cpio dbus dmsetup dnsmasq-base docker-registry e2fsprogs etcd-client etcd-server gcc kmod \
           libc6-dev openssl procps rsyslog rsyslog-gnutls rsyslog-openssl strace systemd-journal-remote \
           thin-provisioning-tools udhcpc user-mode-linux xfsprogs
 TESTS  ?=

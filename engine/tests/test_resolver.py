@@ -3,6 +3,8 @@
 import gc
 import os
 import random
+import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -610,6 +612,79 @@ def test_rubbish_is_answered_or_dropped_and_never_ends_the_resolver(transom, mes
     assert "Traceback" not in log
 
 
+RUBBISH = st.binary(max_size=1500)
+PIECE = st.one_of(
+    st.binary(max_size=63).map(lambda label: bytes([len(label)]) + label),
+    st.integers(0, 0x3FFF).map(lambda offset: (0xC000 | offset).to_bytes(2)),  # a pointer, to itself perhaps
+    st.integers(0x40, 0xBF).map(lambda reserved: bytes([reserved])),
+    st.sampled_from([b"\0\0\1\0\1", b"\0\0\x1c\0\1", b"\0\0\x29\x10\0\0\0\0\0\0\0"]),  # A, AAAA, OPT
+)
+MESSAGE = st.tuples(
+    st.binary(min_size=4, max_size=4), st.lists(st.integers(0, 3), min_size=4, max_size=4), st.lists(PIECE, max_size=40)
+).map(lambda parts: parts[0] + struct.pack("!HHHH", *parts[1]) + b"".join(parts[2]))
+
+
+def test_whatever_is_sent_the_next_question_is_answered_and_nothing_is_complained_of(alone, transom, place, capfd):
+    good, expected = bytes(DNSRecord.question("web").pack()), [address(transom, "web")]
+    client = inside(place, socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(10)
+    client.connect(RESOLVER)
+
+    @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(RUBBISH | MESSAGE, st.booleans())
+    def send(data, stream):
+        if stream:
+            with inside(place, socket.create_connection, RESOLVER, 10) as connection:
+                connection.sendall(struct.pack("!H", len(data)) + data)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65535):
+                    pass
+        else:
+            client.send(data)
+        number = os.urandom(2)
+        client.send(number + good[2:])
+        while (answer := client.recv(65535))[:2] != number or len(answer) <= 12:
+            pass
+        assert values(DNSRecord.parse(answer)) == expected
+
+    with client:
+        send()
+    assert capfd.readouterr().err == ""
+
+
+def test_ten_thousand_questions_leave_nothing_behind(transom, mesh, upstream):
+    upstream("10.254.7.1", says("192.0.2.1"))
+    transom.detached("--name", "web", "--dns", "10.254.7.1", network=mesh)
+    engine = transom.engine()
+    pid = next(c.shim_pid for c in engine.state.containers() if c.name == "web")
+    engine.close()
+    packets = [bytes(DNSRecord.question(*words).pack()) for words in (
+        ("web", "A"), ("web.mesh", "AAAA"), ("9.9.9.9.in-addr.arpa", "PTR"), ("www.example.org", "A")
+    )]  # fmt: skip
+
+    def questions(count):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(10)
+            sock.connect(RESOLVER)
+            for number in range(count):
+                sock.send(packets[number % len(packets)])
+                sock.recv(65535)
+        for number in range(count // 50):
+            exchange(packets[number % len(packets)], stream=True)
+
+    def state():
+        with open(f"/proc/{pid}/status") as file:
+            status = dict(line.split(":", 1) for line in file)
+        return len(os.listdir(f"/proc/{pid}/fd")), int(status["Threads"]), int(status["VmRSS"].split()[0])
+
+    in_netns_of(transom, "web", questions, 1000)
+    transom.wait_until(lambda: state()[1] == 2)  # the supervisor's and the resolver's, when the start is over
+    before = state()
+    in_netns_of(transom, "web", questions, 10_000)
+    transom.wait_until(lambda: state()[:2] == before[:2], seconds=5)
+    assert state()[2] - before[2] < 3000  # KiB
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=200) | st.binary(max_size=60).map(lambda rest: b"\x12\x34\x01\0\0\1\0\0\0\0\0\0" + rest))
 def test_every_packet_is_read_without_an_error_and_its_refusal_is_an_answer(data):
@@ -695,6 +770,92 @@ def test_another_servers_long_answer_of_any_type_is_cut():
     cut = DNSRecord.parse(question.fitted(bytes(record.pack())))
     assert cut.header.tc
     assert len(cut.pack()) <= 512
+
+
+# Clients that others have written
+
+
+@pytest.fixture
+def clients(transom):
+    """Start a container with the host's dig(1) and glibc: clients(name, *flags, network=...)."""
+    if shutil.which("dig") is None:
+        pytest.skip("no dig on this host: install Debian's package bind9-dnsutils")
+    here = [path for path in ("/usr", "/lib", "/lib64") if os.path.isdir(path)]
+    volumes = [word for path in here for word in ("-v", f"{os.path.realpath(path)}:{path}:ro")]
+
+    def start(name, *flags, network):
+        transom.detached("--name", name, *volumes, *flags, network=network)
+        return lambda *words: transom("exec", name, "/usr/bin/dig", "+tries=1", "+time=10", *words)
+
+    return start
+
+
+def test_dig_gets_what_it_asks_for(transom, clients):
+    from ipaddress import ip_address
+
+    transom("network", "create", "--ipv6", "--subnet", "fd00:79::/64", "mesh")
+    dig = clients("web", "--network-alias", "under_score", network="mesh")
+    four, six = (address(transom, "web", key=FAMILIES[type]) for type in ("A", "AAAA"))
+    for words in (("web",), ("WEB.Mesh.",), ("under_score",), ("web", "+tcp"), ("web", "+bufsize=1232", "+dnssec"),
+                  ("web", "+noedns"), ("web", "+cookie", "+nsid", "+subnet=10.0.0.0/8", "+padding=64")):  # fmt: skip
+        assert dig("+short", *words) == four, words
+    assert dig("+short", "web", "AAAA") == six
+    assert {*dig("+short", "web", "ANY").split()} == {four, six}
+    for known in (four, six):
+        assert dig("+short", "-x", known) == "web.mesh."
+    assert ip_address(six).reverse_pointer in dig("-x", six)
+    for type in ("SRV", "MX", "TXT", "CAA", "HTTPS", "SVCB"):
+        text = dig("web", type)
+        assert "status: NOERROR" in text, type
+        assert "ANSWER: 0" in text, type
+    flags = re.search("flags: (.*?);", dig("web", "+adflag"))[1].split()
+    assert flags == ["qr", "aa", "rd", "ra"]
+    assert "status: BADVERS" in dig("web", "+edns=1", "+noednsneg")
+    assert "malformed" not in dig("web", "-c", "CH", "TXT") + dig("web", "+zflag")
+    assert "status: NOTIMP" in dig("web", "+opcode=update")
+
+
+def test_dig_and_a_validating_server_speak_to_each_other(transom, mesh, clients, upstream):
+    seen = []
+
+    def secure(question, kind):
+        seen.extend((extra.edns_do, extra.edns_len) for extra in question.ar)
+        answer = says("192.0.2.1")(question, kind)
+        answer.header.ad = 1
+        answer.add_ar(EDNS0(udp_len=1232, flags="do"))
+        return answer
+
+    upstream("10.254.7.1", secure)
+    dig = clients("web", "--dns", "10.254.7.1", network=mesh)
+    text = dig("+dnssec", "+bufsize=1400", "www.example.org")
+    assert seen == [(1, 1400)]
+    assert " ad;" in text
+    assert "flags: do; udp: 1232" in text
+
+
+def test_the_c_library_finds_all_of_a_name_and_goes_through_search_domains(transom, mesh, clients, upstream):
+    def known(question, kind):
+        if str(question.q.qname) == "printer.example.org." and question.q.qtype == QTYPE.A:
+            return says("192.0.2.5")(question, kind)
+        answer = question.reply()
+        answer.header.rcode = RCODE.NXDOMAIN
+        return answer
+
+    upstream("10.254.7.1", known)
+    for name in ("one", "other"):
+        transom.detached("--name", name, "--network-alias", "many", network=mesh)
+    clients("web", "--dns", "10.254.7.1", "--dns-search", "lost.org", "--dns-search", "example.org", network=mesh)
+    every = {address(transom, "one"), address(transom, "other")}
+
+    def getent(*words):
+        lines = transom("exec", "web", "/usr/bin/getent", *words).splitlines()
+        return [line.split() for line in lines]
+
+    assert {line[0] for line in getent("ahosts", "many")} == every
+    assert {getent("ahosts", "many")[0][0] for _ in range(20)} == every
+    assert getent("ahostsv4", "printer")[0][0] == "192.0.2.5"
+    assert getent("hosts", address(transom, "other")) == [[address(transom, "other"), "other.mesh"]]
+    assert transom.call("exec", "web", "/usr/bin/getent", "hosts", "nobody").code == 2
 
 
 # The resolver by itself, in a namespace of the test's
