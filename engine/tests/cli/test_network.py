@@ -7,7 +7,9 @@ import time
 
 import pytest
 
+from transom.contract import NoOptions
 from transom.services.netns import inside
+from transom_network_ipvlan import Ipvlan
 
 
 @pytest.fixture
@@ -487,6 +489,23 @@ def test_a_mac_address_may_be_written_in_any_of_docker_s_ways(three):
 )  # fmt: skip
 def test_bad_words_about_a_place_are_refused(three, words, text):
     assert text in three.fails("create", *words, "busybox", code=125)
+
+
+def test_a_container_that_shares_anothers_network_is_on_no_other(three):
+    box = three.detached("--name", "box")
+    assert three.fails("create", "--network", "container:box", "--network", "a", "busybox", code=125) == (
+        f"a container cannot be connected to a: network container:{box[:20]} shares or isolates its namespace whole"
+    )
+
+
+def test_a_feature_that_the_kernel_lacks_is_named_when_a_network_is_made(transom, tmp_path):
+    probe = Ipvlan(options=NoOptions(), root=tmp_path, run=tmp_path).probe()
+    if probe.usable:
+        pytest.skip("the kernel has ipvlan")
+    assert transom.fails("network", "create", "-d", "ipvlan", "n", code=125) == (
+        f"network driver ipvlan cannot run on this host: {probe.reason}"
+    )
+    assert "n" not in transom("network", "ls", "--format", "{{.Name}}").split()
 
 
 def test_a_network_has_ipv6_alone_where_ipv4_is_switched_off(transom):

@@ -288,7 +288,8 @@ def _read(
         **limits(given),
     )
     host.shm_size = flags.size(given["shm_size"], flag="--shm-size") if given["shm_size"] else 0  # 0: the config's
-    return config, host, {} if ":" in host.network_mode and _is_plain(places[host.network_mode]) else places
+    alone = ":" in host.network_mode and len(places) == 1 and _is_plain(places[host.network_mode])
+    return config, host, {} if alone else places
 
 
 def limits(given: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,11 @@ def check_networks(engine: Engine, container: Container) -> list[str]:
             raise ConfigError(f"network driver {mode} takes nothing after a colon: write --network {mode}")
         host.network_mode = f"{mode}:{engine.containers.get(reference).id}"
         _refuse_with(container, host.network_mode, publish=True, names=True)
+        for more in (name for name in settings.networks if ":" not in name):
+            raise ConfigError(
+                f"a container cannot be connected to {more}: network {host.network_mode[:30]} shares or isolates its"
+                " namespace whole"
+            )
         settings.networks = {}
         return []
     record = engine.networks.for_containers(host.network_mode)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from transom.contract.network import NetworkCapability
-from transom.errors import ConfigError, choices
+from transom.errors import ConfigError, NotSupported, choices
 from transom_engine.networks.contracts import option_names, options_of, scope_of
 from transom_engine.networks.model import (
     CONFIG_ONLY,
@@ -150,6 +150,9 @@ def _check_driver(opened: NetworkDriver, driver: str, wanted: NetworkCreate, *, 
     ):
         if asked and capability not in opened.capabilities:
             raise opened.unsupported(capability)
+    probe = opened.probe()
+    if not probe.usable:  # or it would be found when a container joins
+        raise NotSupported(f"network driver {driver} cannot run on this host: {probe.reason}")
 
 
 def _ipam_option(engine: Engine, driver: str, ipam_driver: str) -> str:
