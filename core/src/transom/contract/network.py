@@ -382,7 +382,10 @@ class NetworkDriver(Driver):
 
     @operation(needs=NetworkCapability.LOOKUP)
     def lookup(self, network: Network, name: str) -> tuple[str, ...]:
-        """Return the addresses, without prefix, that `name` has on the network's other hosts; none: empty."""
+        """Return the addresses, without prefix, that `name` has on the network's other hosts; none: empty.
+
+        Of what this host knows, without asking another one: every question of the container's waits for it.
+        """
         raise self.unsupported(NetworkCapability.LOOKUP)
 
     @operation(needs=NetworkCapability.WATCH)

@@ -2,7 +2,7 @@
 
 A network's record is in the shape of Docker's API; a container's place on it is in the container's own record.
 Addresses come from core's IPAM unless the driver has an allocator of its own. A container keeps its addresses while
-it runs and through restarts by its policy; `Endpoints.forget` gives them back.
+it runs and through restarts by its policy; `Endpoints.forget` gives them back, and a later start asks for them again.
 
     model      records of networks
     making     what a new network is to be: checked, or refused
