@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import time
+from ipaddress import ip_network
 
 import pytest
 
@@ -314,6 +315,37 @@ def test_the_network_with_the_highest_priority_leads_out_and_the_next_takes_over
     assert "default" not in routes(three, "app")
 
 
+def test_each_family_has_its_own_way_out_and_falls_over_by_itself(three):
+    for number, name in ((4, "both"), (5, "other")):
+        subnets = ("--subnet", f"10.8{number}.0.0/24", "--subnet", f"fd8{number}::/64")
+        three("network", "create", "--ipv6", *subnets, name)
+    places = ("--network", "name=a,gw-priority=9", "--network", "name=other,gw-priority=1", "--network", "both")
+    three("run", "-d", "--name", "app", *places, "-p", "8080:80", "busybox", "httpd", "-f")
+
+    def ways():
+        found = [routes(three, "app", *words) for words in ((), ("-6",))]
+        return [line.split()[2] if "via" in line else "" for line in found]
+
+    def answers(address):
+        try:
+            inside(three.netns, socket.create_connection, (address, 8080), timeout=60).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    assert ways() == ["10.80.0.1", "fd85::1"]
+    assert [answers(address) for address in ("127.0.0.1", "::1", "fd84::1")] == [True] * 3
+    three("network", "disconnect", "other", "app")
+    assert ways() == ["10.80.0.1", "fd84::1"]
+    three("network", "disconnect", "a", "app")
+    assert ways() == ["10.84.0.1", "fd84::1"]
+    assert [answers(address) for address in ("127.0.0.1", "::1", "fd84::1")] == [True] * 3
+    three("network", "connect", "a", "app")
+    three("network", "disconnect", "both", "app")
+    assert ways() == ["10.80.0.1", ""]
+    assert [answers(address) for address in ("127.0.0.1", "::1")] == [True, False]
+
+
 def test_of_networks_with_the_same_priority_the_first_by_name_leads_out(three):
     three("run", "-d", "--name", "app", "--network", "b", "--network", "a", "busybox", "sleep", "99")
     assert "via 10.80.0.1" in routes(three, "app")
@@ -515,9 +547,28 @@ def test_a_network_has_ipv6_alone_where_ipv4_is_switched_off(transom):
     assert "fd07::2/64" in shown
     assert "inet " not in shown
     assert "via fd07::1" in routes(transom, "app", "-6")
+    bridge = f"br-{transom.inspect('six', '--type', 'network')['Id'][:12]}"
+    listed = inside(transom.netns, subprocess.check_output, ["ip", "-o", "-4", "address", "show", "dev", bridge])
+    assert listed == b""
+    place = transom.inspect("app")["NetworkSettings"]["Networks"]["six"]
+    assert (place["IPAddress"], place["Gateway"]) == ("", "")
+    assert "10." not in transom("exec", "app", "cat", "/etc/hosts")
     assert transom.fails("network", "create", "--ipv4=false", "none4", code=125) == (
         "--ipv4=false leaves the network without addresses: add --ipv6"
     )
+
+
+def test_a_network_with_ipv6_gets_a_subnet_of_the_local_range(transom):
+    transom("network", "create", "--ipv6", "both")
+    pools = [ip_network(c["Subnet"]) for c in transom.inspect("both", "--type", "network")["IPAM"]["Config"]]
+    (six,) = [pool for pool in pools if pool.version == 6]
+    assert len(pools) == 2
+    assert six.subnet_of(ip_network("fd00::/8"))
+    assert six.prefixlen == 64
+    for name in ("one", "two"):
+        transom.detached("--name", name, network="both")
+    address = transom.inspect("two")["NetworkSettings"]["Networks"]["both"]["GlobalIPv6Address"]
+    assert "1 packets received" in transom("exec", "one", "ping", "-6", "-c1", "-W9", address)
 
 
 def test_ports_are_said_to_be_published_in_vain_on_the_host(transom):
@@ -552,12 +603,24 @@ def test_a_container_that_shares_anothers_network_has_its_host_name_and_files(ne
     assert "192.0.2.7\tprinter" in net("exec", "web", "cat", "/etc/hosts")
 
 
+def test_containers_that_share_a_network_share_its_ports(net):
+    net.detached("--name", "web", "-p", "8080:80", network="net")
+    net.detached("--name", "joined", command=("httpd", "-f"), network="container:web")
+    net.wait_until(lambda: "wget: server returned error" in net.call(
+        "exec", "web", "wget", "-O-", "http://127.0.0.1/").err)  # fmt: skip
+    inside(net.netns, socket.create_connection, ("127.0.0.1", 8080), timeout=60).close()
+    net("rm", "-f", "joined")
+    assert "refused" in net.call("exec", "web", "wget", "-O-", "http://127.0.0.1/").err
+
+
 def test_what_becomes_of_the_other_container_is_said_in_a_line(net):
     web = net.detached("--name", "web", network="net")
     net.detached("--name", "joined", network="container:web")
     net("restart", "-t", "0", "web")
     assert "eth0" not in net("exec", "joined", "ip", "link"), "the network that it shared went with the first run"
-    net("restart", "-t", "0", "joined")
+    for _ in range(2):  # whoever joined comes and goes, and the network stays the other's
+        net("restart", "-t", "0", "joined")
+        assert net("exec", "joined", "ip", "-o", "addr") == net("exec", "web", "ip", "-o", "addr")
     assert "eth0" in net("exec", "joined", "ip", "link")
     net("stop", "-t", "0", "web", "joined")
     assert net.fails("start", "joined") == (
@@ -606,8 +669,13 @@ def test_the_host_network_has_the_hosts_name_and_a_lone_container_its_own(transo
 
     assert transom("run", "--rm", "--network", "host", "busybox", "hostname") == os.uname().nodename
     assert transom("run", "--rm", "--network", "host", "--hostname", "mine", "busybox", "hostname") == "mine"
+    inside(transom.netns, subprocess.check_call, ["ip", "link", "add", "mine0", "type", "bridge"])
+    assert "mine0" in transom("run", "--rm", "--network", "host", "busybox", "ip", "-o", "link")
     shown = transom("run", "--rm", "--network", "none", "busybox", "ip", "-o", "link")
     assert [line.split(":")[1].strip() for line in shown.splitlines()] == ["lo"]
+    assert "UP" in shown
+    assert transom("run", "--rm", "--network", "none", "busybox", "ping", "-c1", "127.0.0.1").startswith("PING")
+    inside(transom.netns, subprocess.check_call, ["ip", "link", "delete", "mine0"])
 
 
 def test_without_ipv6_by_a_setting_a_container_goes_on_with_ipv4_alone(transom):
