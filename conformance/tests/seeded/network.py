@@ -11,7 +11,7 @@ from transom.contract.network import Attachment, Network, NetworkCapability, Own
 from transom.errors import Conflict, DriverError
 from transom.services.interfaces import route_by, write_setting
 from transom.services.netlink import Session, add_link, delete_altname, delete_link, set_alias
-from transom.services.netns import create
+from transom.services.netns import create, inside
 from transom_network_bridge import Bridge
 from transom_network_macvlan import Macvlan
 from transom_network_none import Null
@@ -169,6 +169,21 @@ class WithAnotherRule(Bridge):
 @found_by("test_networks_are_apart")
 class LeadsFromNetworkToNetwork(WithAnotherRule):
     rule = "insert rule inet transom incoming iifname @bridges accept"
+
+
+@found_by("test_host_and_container_reach_each_other")
+class KeepsContainersOffTheHost(WithAnotherRule):
+    rule = "insert rule inet transom input iifname @bridges meta l4proto udp drop"
+
+
+@found_by("test_endpoints_of_a_network_answer_echo_requests")
+class AnswersTcpAndUdpAlone(Bridge):
+    def attach(self, network, endpoint, netns):
+        attachment = super().attach(network, endpoint, netns)
+        rule = "meta l4proto icmp drop"
+        table = f"table inet mute {{ chain input {{ type filter hook input priority 0; {rule}; }}; }}"
+        inside(netns, firewall, table)
+        return attachment
 
 
 @found_by("test_an_internal_network_has_no_way_out")

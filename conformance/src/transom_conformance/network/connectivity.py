@@ -21,8 +21,10 @@ from transom_conformance.network.site import (
     UDP,
     Has,
     Site,
+    echoes,
     eventually,
     family,
+    gateway_of,
     listen,
     neighbours,
     plain,
@@ -58,6 +60,31 @@ class Connectivity(NetworkCases):
         other, second = site.joined(network)
         server = one.listen(kind, address=plain(first, ipv6=True))
         assert talk(other.netns, server, plain(first, ipv6=True)) == plain(second, ipv6=True)
+
+    @requires(Has.L2)
+    @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+    def test_endpoints_of_a_network_answer_echo_requests(self, site: Site, ipv6: bool) -> None:
+        """K1: by ICMP, or ICMPv6."""
+        site.ends(ipv6=ipv6)
+        network = site.network()
+        (one, first), (other, second) = (site.joined(network) for _ in range(2))
+        assert echoes(one.netns, plain(second, ipv6=ipv6))
+        assert echoes(other.netns, plain(first, ipv6=ipv6))
+
+    @requires(Has.L2, Has.DEFAULT)
+    @pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
+    def test_host_and_container_reach_each_other(self, site: Site, ipv6: bool) -> None:
+        """K2: the host at each of its addresses, where it sees the container's own; and the container at any port."""
+        host, _, _ = site.ends(ipv6=ipv6)
+        network = site.network()
+        container, endpoint = site.joined(network)
+        gateway, own = gateway_of(network, ipv6=ipv6), plain(endpoint, ipv6=ipv6)
+        for kind in (TCP, UDP):
+            for address in (gateway, host):
+                assert talk(container.netns, listen(site, site.host, kind, 0, address), address) == own
+            assert talk(site.host, container.listen(kind, 0, own), own) == gateway
+        assert echoes(container.netns, gateway)
+        assert echoes(site.host, own)
 
     @requires(Has.L2, Has.MAC)
     @pytest.mark.parametrize("ipv6", [False, True])

@@ -407,6 +407,24 @@ def hears(netns: int, server: socket.socket, address: str, port: int = 0) -> boo
     return True
 
 
+def echoes(netns: int, address: str) -> bool:
+    """Say whether an echo request from a namespace is answered (icmp(7), RFC 4443, section 4)."""
+
+    def allow() -> None:
+        with open("/proc/sys/net/ipv4/ping_group_range", "w") as file:
+            file.write("0 0")
+
+    inside(netns, allow)
+    request, reply, protocol = (128, 129, 58) if ":" in address else (8, 0, 1)
+    with inside(netns, socket.socket, family(address), socket.SOCK_DGRAM, protocol) as client:
+        client.settimeout(PATIENCE)
+        try:
+            client.sendto(bytes([request]) + bytes(7), (address, 0))
+            return client.recv(99)[0] == reply
+        except OSError:
+            return False
+
+
 def gateway_of(network: Network, *, ipv6: bool = False) -> str:
     """Return the gateway's address of a family."""
     return next(subnet.gateway or "" for subnet in network.subnets if (":" in subnet.pool) == ipv6)
