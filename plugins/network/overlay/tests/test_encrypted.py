@@ -3,7 +3,10 @@
 Few hosts' kernels have IPsec: `make test-vm TESTS=overlay-encrypted` has a guest whose kernel does.
 """
 
+import itertools
+import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -12,11 +15,13 @@ import time
 
 import pytest
 
+import transom_network_overlay
+from transom.contract.network import Endpoint
 from transom.errors import NotSupported
 from transom.services.netlink import Session
-from transom.services.netns import inside
+from transom.services.netns import create, inside
 from transom_network_overlay import OverlayOptions, encryption
-from transom_network_overlay.etcd import delete
+from transom_network_overlay.etcd import Etcd, delete
 
 LACKING = encryption.missing(4)
 ipsec = pytest.mark.skipif(bool(LACKING), reason=f"the kernel lacks {LACKING}")
@@ -207,7 +212,7 @@ def test_secrets_follow_each_other_and_no_packet_is_lost(world):
     store, begun = inside(world.hosts[0].netns, drivers[0].driver.store), newest()
     inside(world.hosts[0].netns, store.etcd.transact, then=[delete(store.key("rotated"))])  # as the README says
     store.etcd.close()
-    got, ended = {1: set(), 2: set()}, threading.Event()
+    got, ended, wire = {1: set(), 2: set()}, threading.Event(), Wire(world.cluster)
     with udp(one.netns) as a, udp(two.netns) as b:
         for sock in (a, b):
             sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 22)  # SO_RCVBUFFORCE
@@ -215,22 +220,124 @@ def test_secrets_follow_each_other_and_no_packet_is_lost(world):
         def receive():
             while not ended.is_set() or select.select([a, b], [], [], 1)[0]:
                 for sock in select.select([a, b], [], [], 0.1)[0]:
-                    got[1 if sock is a else 2].add(sock.recv(100))
+                    got[1 if sock is a else 2].add(sock.recv(1000))
 
         thread = threading.Thread(target=receive)
         thread.start()
         count, deadline = 0, time.monotonic() + 120
         while newest() < begun + 3 and time.monotonic() < deadline:
             for sock, target in ((a, two), (b, one)):
-                sock.sendto(count.to_bytes(4), (target.address, 9999))
+                sock.sendto(count.to_bytes(4) + MARK, (target.address, 9999))
             count += 1
             time.sleep(0.005)
         ended.set()
         thread.join()
     assert newest() >= begun + 3
     assert [len(got[1]), len(got[2])] == [count, count]
+    assert not [frame for frame in wire.frames() if MARK in frame]
     for host in world.hosts:
         world.eventually(lambda host=host: len(states(host)) == 6)  # from two others by two secrets, to them by one
+
+
+def die_at(step):
+    """Have this process killed at that step of what it does: before or behind a word to the kernel, etcd, a file."""
+    count = itertools.count(1)
+
+    def spoil(owner, name):
+        real = getattr(owner, name)
+
+        def call(*args, **words):
+            if next(count) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = real(*args, **words)
+            if next(count) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, call)
+
+    spoil(Session, "request")
+    spoil(Etcd, "transact")
+    for module in (encryption, transom_network_overlay):
+        spoil(module, "write_atomic")
+
+
+def killed(step, work):
+    """Do it in a process that is killed at that step; False when it ended before."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_at(step)
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert status in {0, signal.SIGKILL}
+    return status == signal.SIGKILL
+
+
+@ipsec
+def test_killed_at_any_step_of_joining_a_host_says_nothing_in_the_clear_and_goes_on(world):
+    """Whoever is killed between etcd's record and the associations leaves a container that is heard by nobody."""
+    network = world.network(options=SECRET)
+    one = world.join(0, network)
+    wire, steps = Wire(world.cluster), 0
+    for step in itertools.count(1):
+        driver, netns = world.hosts[1].driver(), create()
+        endpoint = Endpoint(id=os.urandom(32).hex(), container="c" * 64, names=("dying",))
+
+        def join(driver=driver, netns=netns, endpoint=endpoint):
+            driver.create_network(network=network)
+            driver.attach(network=network, endpoint=driver.allocate(network=network, endpoint=endpoint), netns=netns)
+
+        if not killed(step, join):
+            steps = step
+        try:
+            with udp(netns) as out:
+                out.sendto(MARK, (one.address, 9999))
+        except OSError:
+            pass  # it has no interface yet, or nothing lets it out
+        driver.recover()
+        driver.detach(network=network, endpoint=endpoint)
+        driver.release(network=network, endpoint=endpoint)
+        os.close(netns)
+        if steps:
+            break
+    assert steps > 20
+    two = world.join(1, network)
+    world.eventually(lambda: one.reaches(two) and two.reaches(one))
+    assert not [frame for frame in wire.frames() if MARK in frame]
+
+
+@ipsec
+def test_killed_at_any_step_a_host_takes_part_in_the_next_secret(world):
+    """And it loses nobody: behind each death both hosts are reached, under the secret that has followed."""
+    network = world.network(options=SECRET)
+    one, two = world.join(0, network), world.join(1, network, watch=False)
+    world.eventually(lambda: one.reaches(two) and two.reaches(one))
+    wire, driver, there = Wire(world.cluster), world.hosts[1].driver(), world.hosts[1].netns
+    newest = lambda: driver.driver.encryption.known().secrets[0].id  # noqa: E731
+
+    def follow():
+        store = driver.driver.store()
+        store.etcd.transact(then=[delete(store.key("rotated"))])
+        begun, deadline = newest(), time.monotonic() + 60
+        while newest() == begun and time.monotonic() < deadline:
+            store.present_host()
+            driver.driver.look_after_secrets(store)
+        driver.driver.look_after_secrets(store)
+        store.etcd.close()
+
+    begun = newest()
+    step = 1
+    while killed(step, lambda: inside(there, follow)):
+        assert one.reaches(two, seconds=10), step
+        assert two.reaches(one, seconds=10), step
+        step += 1
+    assert step > 10
+    assert newest() > begun
+    assert not [frame for frame in wire.frames() if MARK in frame]
 
 
 @ipsec

@@ -621,6 +621,7 @@ class Overlay(ParentDriver):
         newest = known.secrets[0].id
         now = (newest, (wanted or Plan()).oldest(newest)) if active else (0, 0)
         if now != (known.takes.get(self.host, 0), known.sends.get(self.host, 0)):
+            self.encrypt()  # whoever took note of the secrets may have died before
             store.take(now[0], sends=now[1])
         elif due and {*known.takes.values(), *known.sends.values()} <= {newest}:
             store.rotate(known, int(self.options.key_interval))
