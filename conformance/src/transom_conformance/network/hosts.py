@@ -148,6 +148,18 @@ class Hosts(NetworkCases):
         assert [*map(address_of, given.addresses)] == [*map(address_of, first.addresses)]
         second.driver.release(network=network, endpoint=given)
 
+    @requires(Has.MULTI_HOST, Has.ADDRESSES)
+    def test_a_name_and_a_subnet_are_one_networks_on_both_hosts(self, site: Site, second: Second) -> None:
+        """S2: whoever comes second hears of it, and the network that is there stays as it is."""
+        network = site.network()
+        for other in (
+            Network(id="e" * 64, name=network.name, options=network.options),
+            Network(id="e" * 64, name="another", options=network.options, subnets=network.subnets),
+        ):
+            with pytest.raises(Conflict, match=network.name):
+                second.driver.settle(network=other)
+        assert [known.id for known in second.driver.networks()] == [network.id]
+
     @requires(Has.MULTI_HOST, Has.L2)
     def test_a_network_is_listed_on_both_hosts_and_not_removed_in_use(self, site: Site, second: Second) -> None:
         """L3: the host that is in the way is named; both hosts say who is on the network."""
