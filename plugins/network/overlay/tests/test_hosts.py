@@ -74,6 +74,27 @@ def test_names_are_known_on_the_other_hosts_and_forgotten_with_their_containers(
     assert lookup(name="alias") == (three.address,)
 
 
+def test_a_name_is_gone_from_the_other_hosts_within_a_second_and_its_address_has_the_next_name_alone(world):
+    """D6: the best of several, as hosts are busy."""
+    network = world.network()
+    one, times = world.join(0, network), []
+    lookup = partial(one.driver.lookup, network=network)
+    leaving = world.join(1, network, names=("name0",))
+    for turn in range(5):
+        world.eventually(lambda turn=turn: lookup(name=f"name{turn}"))
+        addresses, begun = leaving.endpoint.addresses, time.monotonic()
+        leaving.leave()
+        world.eventually(lambda turn=turn: lookup(name=f"name{turn}") == ())
+        times.append(time.monotonic() - begun)
+        leaving = world.join(2, network, names=(f"name{turn + 1}",), addresses=addresses, static=True)
+        world.eventually(lambda turn=turn: lookup(name=f"name{turn + 1}"))
+        assert lookup(name=f"name{turn + 1}") == (leaving.address,)
+        assert lookup(name=f"name{turn}") == ()
+        if times[-1] < 1.0:
+            break
+    assert min(times) < 1.0, times
+
+
 def test_a_container_that_moves_is_reached_at_its_new_host_in_less_than_a_second(world):
     """K10: with the same address; the best of several moves, as hosts are busy."""
     network = world.network()
