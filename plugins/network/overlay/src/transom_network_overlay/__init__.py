@@ -12,12 +12,11 @@ When etcd is away, what works goes on working: nothing that the kernel knows han
 from __future__ import annotations
 
 import os
-import re
 import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 
@@ -26,14 +25,15 @@ from transom.contract.network import Attachment, Endpoint, Network, NetworkCapab
 from transom.errors import ConfigError, Conflict, DriverError, NotSupported, choices
 from transom.services import interfaces, netlink
 from transom.services.files import Lock, write_atomic
-from transom.services.interfaces import INTERFACE_DOCS, AnnouncingOptions, InterfaceOptions
+from transom.services.interfaces import InterfaceOptions
 from transom.services.netlink import Session
-from transom.services.options import Duration
 from transom.services.parents import ParentDriver
 from transom_network_overlay import encryption, forwarding
+from transom_network_overlay.choosing import Stored
 from transom_network_overlay.encryption import Encryption, Plan, Site
 from transom_network_overlay.etcd import Away, Etcd, Refused, Tls, towards
-from transom_network_overlay.store import LAST_VNI, Known, Member, Peer, Store, Stored
+from transom_network_overlay.options import DOCS, OverlayConfig, OverlayOptions, is_address, options_of
+from transom_network_overlay.store import Known, Member, Peer, Store
 
 T = TypeVar("T")
 
@@ -46,64 +46,8 @@ _PROMPT = 1.5
 """Seconds for which a list of the networks waits for etcd."""
 _LEAVING = {"detach", "recover"}
 """What goes on also when etcd has lost its records."""
-_INTERFACE = re.compile(r"[^\s/:]{1,15}")
 _MODE_BRIDGE = 4
 _ID, _LOCAL, _LEARNING, _PROXY, _PORT, _LOCAL6 = 1, 4, 7, 11, 15, 17
-
-
-class OverlayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename="kebab"):
-    """What the config says of the driver (``transom.driver-opts``)."""
-
-    etcd: tuple[str, ...] = ()
-    etcd_ca: str = ""
-    etcd_cert: str = ""
-    etcd_key: str = ""
-    etcd_user: str = ""
-    etcd_password_file: str = ""
-    etcd_prefix: Annotated[str, msgspec.Meta(pattern=r"^(/[A-Za-z0-9_.-]+)+$")] = "/transom"
-    host: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$")] = ""
-    address: str = ""
-    port: Annotated[int, msgspec.Meta(ge=1024, le=49151)] = 4789
-    encrypted_port: Annotated[int, msgspec.Meta(ge=1024, le=49151)] = 4793
-    key_interval: Duration = 43200.0
-    lease: Duration = 15.0
-    grace: Duration = 600.0
-
-    def __post_init__(self) -> None:
-        """Check addresses, and what goes together."""
-        for url in self.etcd:
-            if not url.startswith(("http://", "https://")) or len(url.rstrip("/").split("/")) != 3:
-                raise ValueError(f"etcd: {url!r} is not a member such as http://10.0.0.1:2379")
-        if self.address and not _is_address(self.address) and not _INTERFACE.fullmatch(self.address):
-            raise ValueError(f"address: {self.address!r} is neither an IP address nor the name of an interface")
-        if bool(self.etcd_cert) != bool(self.etcd_key):
-            raise ValueError("etcd-cert and etcd-key go together")
-        if bool(self.etcd_user) != bool(self.etcd_password_file):
-            raise ValueError("etcd-user and etcd-password-file go together")
-        if self.lease < 2:
-            raise ValueError("lease is at least 2s")
-        if self.key_interval < 2:
-            raise ValueError("key-interval is at least 2s")
-        if self.port == self.encrypted_port:
-            raise ValueError("port and encrypted-port differ: packets are told by them")
-
-
-class OverlayOptions(AnnouncingOptions, frozen=True, kw_only=True):
-    """What ``network create --opt`` accepts: Docker's names."""
-
-    vni: Annotated[int, msgspec.Meta(ge=0, le=LAST_VNI)] = msgspec.field(
-        name="com.docker.network.driver.overlay.vxlanid_list", default=0
-    )
-    mtu: Annotated[int, msgspec.Meta(ge=0, le=65535)] = msgspec.field(name="com.docker.network.driver.mtu", default=0)
-    prefix: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,11}$")] = msgspec.field(
-        name="com.docker.network.container_iface_prefix", default="eth"
-    )
-    encrypted: Literal["false", "true", ""] = "false"
-
-    @property
-    def secret(self) -> bool:
-        """Whether what goes from host to host is encrypted; Docker's users write the bare word."""
-        return self.encrypted != "false"
 
 
 _KNOWN = msgspec.json.Decoder(Known)
@@ -132,27 +76,7 @@ class Overlay(ParentDriver):
     Options = OverlayConfig
     NetworkOptions = OverlayOptions
     EndpointOptions = InterfaceOptions
-    option_docs: ClassVar[dict[str, str]] = {
-        "etcd": "Members of etcd, http://10.0.0.1:2379,http://10.0.0.2:2379; any that answers will do.",
-        "etcd-ca": "File with the certificates of those who sign etcd's, in PEM; the system's without.",
-        "etcd-cert": "File with the certificate that this host shows etcd, in PEM.",
-        "etcd-key": "File with the key to it.",
-        "etcd-user": "User of etcd, where it asks for one.",
-        "etcd-password-file": "File with the user's password.",
-        "etcd-prefix": "What all keys in etcd start with: the same on all hosts that share networks.",
-        "host": "Name of this host among the others; its host name without.",
-        "address": "Address at which others reach this host, or its interface; that on the way to etcd without.",
-        "port": "UDP port of VXLAN, the same on all hosts.",
-        "encrypted-port": "UDP port of VXLAN for encrypted networks, the same on all hosts.",
-        "key-interval": "How long encrypted networks keep their keys.",
-        "lease": "How long a host that is not heard of passes for alive.",
-        "grace": "How long after that its endpoints and addresses are kept.",
-        "com.docker.network.driver.overlay.vxlanid_list": "VXLAN network identifier; 0 takes a free one from 4096 on.",
-        "com.docker.network.driver.mtu": "Largest packet in bytes; 0 takes what fits into the hosts' own network.",
-        "encrypted": "Encrypt what goes from host to host, by IPsec.",
-        "com.docker.network.container_iface_prefix": "What names of interfaces in containers start with.",
-        **INTERFACE_DOCS,
-    }
+    option_docs: ClassVar[dict[str, str]] = DOCS
     child_kind = "macvlan"
     feature = "CONFIG_MACVLAN"
     boot_id = "/proc/sys/kernel/random/boot_id"
@@ -235,7 +159,7 @@ class Overlay(ParentDriver):
     def _address(self) -> str:
         asked: str = self.options.address
         if asked:
-            return asked if _is_address(asked) else _address_of(asked)
+            return asked if is_address(asked) else _address_of(asked)
         try:
             return towards(self.options.etcd[0])
         except OSError as error:
@@ -327,7 +251,7 @@ class Overlay(ParentDriver):
 
     def settle(self, network: Network) -> Network:
         """Record the network for all hosts, its subnets settled."""
-        options = _options(network)
+        options = options_of(network)
 
         def work(store: Store) -> Stored:
             if options.secret:
@@ -449,7 +373,7 @@ class Overlay(ParentDriver):
         return False
 
     def _port(self, network: Network) -> int:
-        port: int = self.options.encrypted_port if _options(network).secret else self.options.port
+        port: int = self.options.encrypted_port if options_of(network).secret else self.options.port
         return port
 
     def _prepare(self, store: Store, network: Network) -> tuple[Stored, str]:
@@ -458,7 +382,7 @@ class Overlay(ParentDriver):
         record = store.network(network.id)
         if record is None:
             raise Conflict(f"network {network.name} is on no host any more: it was removed; create it again")
-        if _options(network).secret:
+        if options_of(network).secret:
             self._require_encryption(network, store.member.vtep)
             self._hear_secrets(store)
             self.encrypt(always=True)
@@ -524,7 +448,7 @@ class Overlay(ParentDriver):
             boot=store.member.boot,
             names=endpoint.names,
         )
-        if _options(network).secret:
+        if options_of(network).secret:
             self._hear_secrets(store)
             self.encrypt()
             known = self.encryption.known()
@@ -629,7 +553,7 @@ class Overlay(ParentDriver):
     def check(self, network: Network, endpoints: tuple[Endpoint, ...]) -> list[str]:
         """Compare the devices and the encryption with what should be there."""
         said = super().check(network, endpoints) + self._strays(network)
-        wanted = self._wanted({})[0] if _options(network).secret else None
+        wanted = self._wanted({})[0] if options_of(network).secret else None
         return said + (self.encryption.differences(wanted) if wanted else [])
 
     def _strays(self, network: Network) -> list[str]:
@@ -651,7 +575,7 @@ class Overlay(ParentDriver):
                 self.apply(network.id, self.host, known)
         except OSError as error:
             raise self._error("create_network", network, error) from error
-        if _options(network).secret:
+        if options_of(network).secret:
             self.encrypt()
 
     def apply(self, network: str, host: str, new: Known, *, before: forwarding.Entries | None = None) -> bool:
@@ -724,14 +648,6 @@ def _content(path: str) -> str:
         raise ConfigError(f"network driver overlay: etcd-password-file {path}: {error.strerror}") from None
 
 
-def _is_address(text: str) -> bool:
-    try:
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except OSError:
-        return False
-    return True
-
-
 def _address_of(interface: str) -> str:
     """Return the first address of an interface that other hosts can reach, IPv4 before IPv6."""
     with Session() as session:
@@ -746,7 +662,3 @@ def _address_of(interface: str) -> str:
             f"{choices(name for name in links if name != 'lo')}, or to an address"
         )
     return min(usable, key=lambda address: ":" in address)
-
-
-def _options(network: Network) -> OverlayOptions:
-    return network.options if isinstance(network.options, OverlayOptions) else OverlayOptions()

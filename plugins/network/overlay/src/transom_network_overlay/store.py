@@ -25,47 +25,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 from typing import Any, TypeVar
 
 import msgspec
 
-from transom.contract.network import Endpoint, Network, Subnet
+from transom.contract.network import Endpoint, Network
 from transom.errors import ConfigError, Conflict, NotFound
 from transom.services.interfaces import family, plain
-from transom.services.ipam import checked, free_part, host_routes, local_subnet, overlap, parse_subnet, usable
+from transom_network_overlay.choosing import Claim, Stored, choose, free_vni, settle
 from transom_network_overlay.encryption import Secret, Secrets, fresh
 from transom_network_overlay.etcd import Answer, Etcd, Pair, absent, delete, empty, present, put, read, same, unchanged
 
-FIRST_VNI, LAST_VNI = 4096, 2**24 - 1
-"""Docker's: the lower ones are left to others (RFC 7348, section 5: 24 bits)."""
-POOL, PART = "10.0.0.0/8", 24
-"""Where networks that ask for no subnet get theirs from, and the prefix length of each."""
-_ANY = ("0.0.0.0/0", "::/0")
-"""What asks for a subnet of IPv4 or IPv6, whichever is free."""
 _ATTEMPTS = 200
 
 S = TypeVar("S", bound=msgspec.Struct)
-
-
-class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A network; `mtu` is that of its interfaces, in bytes."""
-
-    name: str
-    vni: int
-    mtu: int
-    subnets: tuple[Subnet, ...]
-    options: dict[str, str] = {}
-    internal: bool = False
-    labels: dict[str, str] = {}
-
-
-class Claim(msgspec.Struct, frozen=True):
-    """Who has an address."""
-
-    endpoint: str
-    host: str
-    boot: str
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -168,7 +142,7 @@ class Store:
                 return known[network.id]
             last = answer.found[1][0].revision if answer.found[1] else 0
             settled = msgspec.structs.replace(
-                wanted, vni=_free_vni(wanted, known.values()), subnets=_settle(network, wanted.subnets, known.values())
+                wanted, vni=free_vni(wanted, known.values()), subnets=settle(network, wanted.subnets, known.values())
             )
             taken = next((id for id, other in known.items() if other.name == network.name), "")
             if taken:
@@ -242,7 +216,7 @@ class Store:
             stored = self._there(network, answer.found[0])
             claims = {pair.key.rpartition("/")[2]: _decode(Claim, pair) for pair in answer.found[1]}
             last = [text for pair in answer.found[2] for text in pair.value.decode().split()]
-            chosen = _choose(network, endpoint, stored.subnets, asked, claims, last)
+            chosen = choose(network, endpoint, stored.subnets, asked, claims, last)
             fresh = [address for address in chosen.values() if address not in claims]
             claim = msgspec.json.encode(Claim(endpoint=endpoint.id, host=self.host, boot=self.member.boot))
             keys = [self.key("ipam", network.id, address) for address in fresh]
@@ -445,103 +419,3 @@ def _address(text: str) -> str:
     except ValueError:
         raise ConfigError(f"{text!r} is not an IP address") from None
     return text
-
-
-def _free_vni(wanted: Stored, others: Iterable[Stored]) -> int:
-    taken = {other.vni: other.name for other in others}
-    if wanted.vni in taken:
-        raise Conflict(f"VNI {wanted.vni} is that of network {taken[wanted.vni]}; choose another one")
-    free = (number for number in range(FIRST_VNI, LAST_VNI + 1) if number not in taken)
-    return wanted.vni or next(free)
-
-
-def _settle(network: Network, asked: tuple[Subnet, ...], others: Iterable[Stored]) -> tuple[Subnet, ...]:
-    used = [(other.name, parse_subnet(subnet.pool)) for other in others for subnet in other.subnets]
-    found = [
-        msgspec.structs.replace(checked(s), gateway=s.gateway and plain(s.gateway)) for s in asked if s.pool not in _ANY
-    ]
-    for subnet in found:
-        block = parse_subnet(subnet.pool)
-        for name, other in used:
-            if overlap(block, other):
-                raise Conflict(f"subnet {block} overlaps {other} of network {name}; choose another one")
-        used.append((f"{network.name} itself", block))
-    if not asked or _ANY[0] in {subnet.pool for subnet in asked}:
-        taken = [block for _, block in used] + host_routes()
-        part = free_part(parse_subnet(POOL), PART, taken)
-        if part is None:
-            raise Conflict(f"no subnet of {POOL} is free of networks and host routes; name one with --subnet")
-        found.insert(0, Subnet(pool=part))
-    if _ANY[1] in {subnet.pool for subnet in asked}:
-        found.append(Subnet(pool=local_subnet()))
-    return tuple(found)
-
-
-def _choose(
-    network: Network,
-    endpoint: Endpoint,
-    subnets: tuple[Subnet, ...],
-    asked: dict[int, str],
-    claims: dict[str, Claim],
-    last: list[str],
-) -> dict[int, str]:
-    """Return an address of each family: the asked one, the one it has, or the next free one."""
-    chosen: dict[int, str] = {}
-    for number in sorted({family(subnet.pool) for subnet in subnets}):
-        pools = [subnet for subnet in subnets if family(subnet.pool) == number]
-        kept = {plain(a): f"is reserved ({name})" for subnet in pools for name, a in subnet.reserved.items()}
-        kept |= {plain(subnet.gateway): "is its gateway" for subnet in pools if subnet.gateway}
-        own = next((a for a, c in claims.items() if c.endpoint == endpoint.id and family(a) == number), "")
-        if number in asked:
-            _check_asked(network, endpoint, pools, asked[number], claims, kept)
-            chosen[number] = asked[number]
-        elif own:
-            chosen[number] = own
-        else:
-            chosen[number] = _next_free(network, pools, {*claims, *kept}, last)
-    stray = asked.keys() - chosen.keys()
-    if stray:
-        known = ", ".join(subnet.pool for subnet in subnets)
-        raise ConfigError(
-            f"{asked[min(stray)]} is no host's address in the subnets of network {network.name} ({known})"
-        )
-    return chosen
-
-
-def _check_asked(
-    network: Network,
-    endpoint: Endpoint,
-    pools: list[Subnet],
-    address: str,
-    claims: dict[str, Claim],
-    kept: dict[str, str],
-) -> None:
-    packed = ip_address(address).packed
-    ranges = [usable(parse_subnet(subnet.pool)) for subnet in pools]
-    if not any(low <= packed <= high for low, high in ranges):
-        known = ", ".join(subnet.pool for subnet in pools)
-        raise ConfigError(f"{address} is no host's address in the subnets of network {network.name} ({known})")
-    holder = claims.get(address)
-    reason = kept.get(address, "")
-    if holder and holder.endpoint != endpoint.id:
-        reason = f"belongs to endpoint {holder.endpoint[:12]} on host {holder.host}"
-    if reason:
-        raise Conflict(f"address {address} of network {network.name} {reason}; ask for another one")
-
-
-def _next_free(network: Network, pools: list[Subnet], taken: set[str], last: list[str]) -> str:
-    """Return the first free address behind the last one given, beginning anew at the end."""
-    numbers = {int(ip_address(address)) for address in taken if family(address) == family(pools[0].pool)}
-    given = [int(ip_address(address)) for address in last if family(address) == family(pools[0].pool)]
-    for subnet in pools:
-        low, high = usable(parse_subnet(subnet.pool))
-        inner = parse_subnet(subnet.range or subnet.pool)
-        first, end = max(int.from_bytes(low), int(inner[0])), min(int.from_bytes(high), int(inner[-1]))
-        after = given[0] + 1 if given and first <= given[0] < end else first
-        for begin, stop in ((after, end), (first, after - 1)):
-            while begin <= stop and begin in numbers:
-                begin += 1
-            if begin <= stop:
-                return str(type(inner[0])(begin))
-    known = ", ".join(subnet.pool for subnet in pools)
-    raise Conflict(f"network {network.name} has no free address in {known}; disconnect containers or use another one")
