@@ -1,30 +1,21 @@
 """A btrfs in a file, on which the session has its temporary directory."""
 
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
-PLACE = Path(tempfile.mkdtemp(prefix="transom-reflink-"))
+from transom_conformance.disks import disk
 
 
 def pytest_sessionstart():
-    image, mounted = PLACE / "image", PLACE / "mounted"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(1 << 30)
-    subprocess.run(["mkfs.btrfs", "--quiet", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, mounted], check=True)
-    tempfile.tempdir = str(mounted)
+    tempfile.tempdir = str(disk("btrfs"))  # it goes with this process, and what a killed one left with the next
 
 
 def pytest_unconfigure():
-    subprocess.run(["umount", "--lazy", PLACE / "mounted"], check=False)
     tempfile.tempdir = None
-    shutil.rmtree(PLACE)
 
 
 @pytest.fixture
