@@ -351,8 +351,13 @@ def test_who_leaves_or_dies_takes_its_associations_along(world):
     one = world.join(0, network, driver=world.hosts[0].driver(grace="6s"))
     two, three = world.join(1, network), world.join(2, network)
     world.eventually(lambda: one.reaches(two) and one.reaches(three))
+    store = inside(world.hosts[0].netns, world.hosts[0].driver().driver.store)
+    takes = lambda: inside(world.hosts[0].netns, store.secrets)[0].takes.keys()  # noqa: E731
+    world.eventually(lambda: takes() == {"h1", "h2", "h3"})
     two.leave()
     assert states(world.hosts[1]) == []
+    assert "h2" not in takes()  # or the next secret would wait for it
+    store.etcd.close()
     world.eventually(lambda: not any("10.99.0.2" in pair for pair in states(world.hosts[0])))
     three.kill_watch()
     world.eventually(lambda: states(world.hosts[0]) == [])

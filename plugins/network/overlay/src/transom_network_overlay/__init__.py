@@ -467,7 +467,12 @@ class Overlay(ParentDriver):
         except OSError as error:
             raise self._error("detach", endpoint, error) from error
         if self.options.etcd:
-            self._or_owe("ep", network, endpoint, lambda store: store.leave(network.id, endpoint.id))
+            self._or_owe("ep", network, endpoint, lambda store: self._leave_store(store, network, endpoint))
+
+    def _leave_store(self, store: Store, network: Network, endpoint: Endpoint) -> None:
+        store.leave(network.id, endpoint.id)
+        if options_of(network).secret and not self._wanted({})[1]:
+            store.take(0, sends=0)  # the next secret waits for nobody here any more
 
     def _forget(self, network: str, endpoint: str) -> None:
         """Take note that an endpoint of this host has left, before etcd says so."""
