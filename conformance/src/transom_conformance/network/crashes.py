@@ -50,7 +50,7 @@ class Crashes(NetworkCases):
         faults: before how many of its system calls the life of an endpoint is cut off; half as many of each operation
             fail. A large number takes all of them.
         cycles: how often a container joins and leaves a network.
-        many: how many endpoints there are when the last one is measured.
+        many: how many endpoints there are when the last one is measured; the subnets of the suite have room for 200.
     """
 
     faults: ClassVar[int] = 16

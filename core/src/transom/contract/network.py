@@ -255,7 +255,7 @@ class NetworkDriver(Driver):
     @operation()
     @abstractmethod
     def create_network(self, network: Network) -> None:
-        """Make the network on this host, or complete one that is partly there (after a reboot).
+        """Make the network on this host, or complete one of which `check` reports something (after a reboot).
 
         Idempotent: it is called before the first endpoint of each engine run.
 
@@ -308,7 +308,11 @@ class NetworkDriver(Driver):
 
     @operation()
     def check(self, network: Network, endpoints: tuple[Endpoint, ...]) -> list[str]:
-        """Compare the host with what should be there, and describe each difference in a line."""
+        """Compare the host, and endpoints' namespaces, with what should be there; describe each difference in a line.
+
+        A line about an endpoint has the first 12 digits of its id. What is off with the network `create_network` makes
+        good, and with an endpoint `publish`, or `detach` and `attach`; core calls them for those endpoints only.
+        """
         return []
 
     @operation(needs=NetworkCapability.PUBLISH)
