@@ -764,9 +764,10 @@ def test_sctp_ports_are_published_even_where_the_host_has_no_such_sockets(site):
         site.driver.publish(network=network, endpoint=site.joined(network)[1], ports=ports[:1])
 
 
-def sctp(netns):
-    """A socket of the protocol, whose kernel support few hosts have."""
-    return inside(netns, socket.socket, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+def sctp(netns, address=HOST):
+    """A socket of the protocol, whose kernel support few hosts have, for an address of that family."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return inside(netns, socket.socket, family, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
 
 
 def speaks_sctp(site: Site) -> bool:
@@ -831,9 +832,9 @@ def test_sctp_passes_through_published_ports(site):
     site.driver.publish(network=network, endpoint=endpoint, ports=ports)
 
     def talk_to(address, netns):
-        with sctp(netns) as client, sctp(container.netns) as server:
+        with sctp(netns, address) as client, sctp(container.netns, address) as server:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind((plain(endpoint), 80))
+            server.bind((plain(endpoint, ipv6=":" in address), 80))
             server.listen()
             server.settimeout(20)
             client.settimeout(20)
@@ -848,6 +849,8 @@ def test_sctp_passes_through_published_ports(site):
     assert talk_to(HOST, sibling.netns)
     assert talk_to(HOST, site.host)
     assert talk_to("127.0.0.1", site.host)
+    assert talk_to(HOST6, site.neighbour) == NEIGHBOUR6
+    assert talk_to("::1", site.host)
     site.driver.unpublish(network=network, endpoint=endpoint)
     with pytest.raises(OSError):  # refused, or unanswered
         talk_to(HOST, site.neighbour)
