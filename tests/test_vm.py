@@ -77,7 +77,7 @@ def ran(tmp_path_factory):
 
 def outcome(ran, name):
     summary = ran[0].stdout.partition("\n== guests\n")[2]
-    return re.search(rf"^{name} +(.*)$", summary, re.M)[1]
+    return re.search(rf"^{name} +(.*?)( \(\d+ s\))?$", summary, re.M)[1]
 
 
 def test_a_suite_runs_in_a_guest_and_what_it_writes_stays_there(ran):

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 
@@ -181,7 +182,9 @@ async def guests(suites, kernel, run, asked):
             if suite.built and not tools:
                 outcome = f"not run: its kernel modules are not built: make {suite.built} builds them, in 10 minutes"
             else:
+                started = time.monotonic()
                 outcome = await guest(name, suite, command([f"{key}={value}" for key, value in words.items()]), run)
+                outcome += f" ({time.monotonic() - started:.0f} s)"
         print(f"{name}: {outcome}")
         return name, outcome
 
