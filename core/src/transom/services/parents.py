@@ -16,7 +16,7 @@ import struct
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 
@@ -162,19 +162,15 @@ class ParentDriver(NetworkDriver):
         try:
             with Session() as session:
                 ParentDriver.make_own_parent(self, session, network, "parent")
-                parent = session.link("parent")
                 step = f"{self.child_kind} interfaces ({self.feature})"
-                session.request(
-                    netlink.add_link(
-                        name="child",
-                        kind=self.child_kind,
-                        parent=parent.index if parent else 0,
-                        data=self.child_data(network),
-                    )
-                )
+                session.request(self._child(network, "child", session.link("parent")))
         except OSError as error:
             return Probe(usable=False, reason=f"the kernel lacks {step}: {error.strerror or error}")
         return Probe(usable=True)
+
+    def _child(self, network: Network, name: str, parent: Link | None, **words: Any) -> netlink.Message:
+        index, data = parent.index if parent else 0, self.child_data(network)
+        return netlink.add_link(name=name, kind=self.child_kind, parent=index, data=data, **words)
 
     def create_network(self, network: Network) -> None:
         """Find or make the parent and mark it; see the contract."""
@@ -192,32 +188,45 @@ class ParentDriver(NetworkDriver):
             raise self._error("create_network", network, error) from error
 
     def _create(self, session: Session, network: Network, name: str) -> None:
-        claim = self._claim(network)
-        link, made = session.link(name), False
+        claim, link = self._claim(network), session.link(name)
+        made = link is None
         try:
             if link is None:
-                made = self._make(session, network, name, claim)
+                self._make(session, network, name, claim)
                 link = session.link(name)
             if link is None:
                 raise OSError(errno.ENODEV, f"{name} vanished while it was made")
             self._check_parent(session, network, link)
             if claim.altname not in link.altnames:
+                self._try_child(network, link)
                 session.request(netlink.add_altname(name, claim.altname))
-            if link.alias:
+            if link.alias in {_BORROWED, self._alias("network", network.id)}:
                 session.request(*map(netlink.set_up, self._down(session, network, link)))
         except BaseException:
             if made:
                 self._leave(session, network)
             raise
 
-    def _make(self, session: Session, network: Network, name: str, claim: Claim) -> bool:
+    def _try_child(self, network: Network, parent: Link) -> None:
+        """Make a child and take it away, so that it shows now what the parent or the kernel cannot have."""
+        with closing(create()) as fd, closing(current()) as host, inside(fd, Session) as inner:
+            self._add_child(inner, network, "try", parent, parent_namespace=inner.namespace(host))
+            interfaces.remove(inner, "try")
+
+    def _make(self, session: Session, network: Network, name: str, claim: Claim) -> None:
         if name == self.own_parent(network):
             self.make_own_parent(session, network, name)
-            return True
+            return
+        links = session.links()
+        if moved := [link.name for link in links if claim.altname in link.altnames]:
+            raise NotFound(
+                f"network {network.name}: its parent {name} is called {moved[0]} now; "
+                f"`ip link property add dev {moved[0]} altname {name}` has it found by both names"
+            )
         base, dot, number = name.rpartition(".")
         below = session.link(base) if dot and number.isdigit() and base else None
         if below is None:
-            known = [link.name for link in session.links() if link.name != "lo"]
+            known = [link.name for link in links if link.name != "lo"]
             raise NotFound(
                 f"network {network.name}: no interface {name} on this host to be its parent{nearest(name, known)}; "
                 f"here are {choices(known)}, and VLANs of them as in eth0.50"
@@ -233,13 +242,15 @@ class ParentDriver(NetworkDriver):
                 netlink.set_up(name),
             )
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
+            reasons = {
+                errno.EOPNOTSUPP: "the kernel lacks VLANs (CONFIG_VLAN_8021Q); load the module 8021q, or name another",
+                errno.ENETDOWN: f"{base} is down; `ip link set {base} up`",
+                errno.EEXIST: f"{base} has its VLAN {number} under another name; name that one",
+            }
+            if error.errno not in reasons:
                 raise
-            raise NotSupported(
-                f"network {network.name}: the kernel lacks VLANs (CONFIG_VLAN_8021Q) for {name}; load the module "
-                "8021q, or name a parent that is there"
-            ) from None
-        return True
+            kind = NotSupported if error.errno == errno.EOPNOTSUPP else Conflict
+            raise kind(f"network {network.name}: no parent {name} can be made: {reasons[error.errno]}") from None
 
     def own_parent(self, network: Network) -> str:
         """Return the name of a parent made for the network alone."""
@@ -268,23 +279,11 @@ class ParentDriver(NetworkDriver):
     def delete_network(self, network: Network) -> None:
         """Take the mark away, and the parent if nobody else is on it and it was made."""
         try:
-            with Session() as session:
-                if not self._owned_networks(session, network.id):
-                    return
-                self.run.mkdir(parents=True, exist_ok=True)
-                with Lock(self.run / "lock"):
-                    self._leave(session, network)
+            self.run.mkdir(parents=True, exist_ok=True)
+            with Lock(self.run / "lock"), Session() as session:
+                self._leave(session, network)
         except OSError as error:
             raise self._error("delete_network", network, error) from error
-
-    def _owned_networks(self, session: Session, wanted: str = "") -> set[str]:
-        found = set()
-        for link in session.links():
-            found |= {claim.network for claim in claims(link) if claim.driver == self.name}
-            kind, _, identity = link.alias.removeprefix(f"transom-{self.name} ").partition(" ")
-            if kind == "network" and identity:
-                found.add(identity)
-        return found & {wanted} if wanted else found
 
     def _leave(self, session: Session, network: Network) -> None:
         for link in session.links():
@@ -344,32 +343,30 @@ class ParentDriver(NetworkDriver):
         return parent
 
     def _add(self, inner: Session, network: Network, endpoint: Endpoint, parent: Link, outside: int, alias: str) -> str:
-        present = {link.name for link in inner.links()}
-        for interface in interfaces.names(inner, endpoint, self.prefix(network)):
-            if interface in present:
-                break
-            try:
-                inner.request(
-                    netlink.add_link(
-                        name=interface,
-                        kind=self.child_kind,
-                        mac=self.mac(network, endpoint),
-                        mtu=self.asked_mtu(network) or parent.mtu,
-                        parent=parent.index,
-                        parent_namespace=outside,
-                        data=self.child_data(network),
-                    ),
-                    netlink.set_alias(interface, alias),
-                )
-            except OSError as error:
-                if error.errno in {errno.EBUSY, errno.EINVAL}:
-                    raise Conflict(
-                        f"network {network.name}: parent {parent.name} takes no {self.child_kind} in mode "
-                        f"{self.mode(network)}: somebody else has it ({error.strerror or error})"
-                    ) from None
-                raise
-            return interface
-        raise interfaces.name_taken(endpoint, interface)
+        interface = next(interfaces.names(inner, endpoint, self.prefix(network)))
+        if inner.link(interface):
+            raise interfaces.name_taken(endpoint, interface)
+        mac, mtu = self.mac(network, endpoint), self.asked_mtu(network) or parent.mtu
+        named = netlink.set_alias(interface, alias)
+        self._add_child(inner, network, interface, parent, named, mac=mac, mtu=mtu, parent_namespace=outside)
+        return interface
+
+    def _add_child(
+        self, inner: Session, network: Network, name: str, parent: Link, *more: netlink.Message, **words: Any
+    ) -> None:
+        try:
+            inner.request(self._child(network, name, parent, **words), *more)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise NotSupported(
+                    f"network {network.name}: the kernel lacks {self.child_kind} interfaces ({self.feature})"
+                ) from None
+            if error.errno in {errno.EBUSY, errno.EINVAL}:
+                raise Conflict(
+                    f"network {network.name}: parent {parent.name} takes no {self.child_kind} in mode "
+                    f"{self.mode(network)}: somebody else has it, or it is no Ethernet ({error.strerror or error})"
+                ) from None
+            raise
 
     def mac(self, network: Network, endpoint: Endpoint) -> str:
         """Return the MAC of the endpoint's interface; empty leaves it to the kernel."""
@@ -426,11 +423,15 @@ class ParentDriver(NetworkDriver):
 
     def owned(self) -> Owned:
         """Read marks and aliases."""
+        networks = set()
         with Session() as session:
-            return Owned(
-                networks=frozenset(self._owned_networks(session)),
-                endpoints=frozenset(child.endpoint for child in self.children(session)),
-            )
+            for link in session.links():
+                networks |= {claim.network for claim in claims(link) if claim.driver == self.name}
+                kind, _, identity = link.alias.removeprefix(f"transom-{self.name} ").partition(" ")
+                if kind == "network" and identity:
+                    networks.add(identity)
+            endpoints = frozenset(child.endpoint for child in self.children(session))
+        return Owned(networks=frozenset(networks), endpoints=endpoints)
 
     def recover(self) -> list[str]:
         """Remove VLAN interfaces that a crash left without a network."""
@@ -464,7 +465,8 @@ class ParentDriver(NetworkDriver):
                     yield f"{who} has no interface"
                     continue
                 link = child.link
-                if link.parent != parent.index:
+                # One that is a child itself passes its own on to those above it.
+                if link.parent != (parent.parent if parent.kind == self.child_kind else parent.index):
                     yield f"{who} is not on parent {name}"
                 mtu = self.wanted_mtu(network, parent, link)
                 yield from interfaces.damage(session, child.namespace, endpoint=endpoint, link=link, mtu=mtu)

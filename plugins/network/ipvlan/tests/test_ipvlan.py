@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transom.errors import ConfigError, Conflict, DriverError
+from transom.errors import ConfigError, Conflict, NotSupported
 from transom.services import netlink
 from transom.services.netns import inside
 from transom_conformance.network import (
@@ -84,6 +84,7 @@ def test_check_reports_a_mode_that_was_changed_over(site):
     inside(site.host, ip_batch, "link delete stray")
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("options", [{"ipvlan_mode": "l3"}, {"ipvlan_flag": "private"}])
 def test_networks_of_two_modes_do_not_share_a_parent(site, options):
     """B2: the kernel would switch the first one's containers over."""
@@ -105,6 +106,7 @@ def test_a_parent_that_macvlan_has_is_refused(site):
         session.request(netlink.delete_altname(UPLINK, foreign))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_a_mac_address_of_ones_own_is_refused(site):
     network = site.network()
     container = site.container()
@@ -114,13 +116,22 @@ def test_a_mac_address_of_ones_own_is_refused(site):
 
 
 def test_a_kernel_without_ipvlan_is_told_what_it_lacks(site):
-    """L11: by the probe, and by the attempt, which leaves nothing."""
+    """L11: by the probe, and when a network is made, which leaves nothing."""
     probe = inside(site.host, site.driver.unwrapped.probe)
     if probe.usable:
         pytest.skip("the kernel has ipvlan")
     assert probe.reason.startswith("the kernel lacks ipvlan interfaces (CONFIG_IPVLAN): ")
-    network = site.network()
-    container = site.container()
-    with pytest.raises(DriverError):
-        container.attach(network)
-    assert [link["ifname"] for link in container.ip("link")] == ["lo"]
+    before = site.census()
+    with pytest.raises(NotSupported, match=r"the kernel lacks ipvlan interfaces \(CONFIG_IPVLAN\)"):
+        site.network()
+    assert site.census() == before
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_parent_that_anothers_macvlan_has_is_refused_when_the_network_is_made(site):
+    """B2: of one that no network of Transom's is on."""
+    inside(site.host, ip_batch, f"link add theirs link {UPLINK} type macvlan mode bridge")
+    with pytest.raises(Conflict, match=rf"parent {UPLINK} takes no ipvlan in mode l2-bridge: somebody else has it"):
+        site.network()
+    inside(site.host, ip_batch, "link delete theirs")
+    site.network()

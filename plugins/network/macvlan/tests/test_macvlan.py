@@ -163,6 +163,125 @@ def test_a_parent_that_is_down_or_gone_is_said_when_a_container_joins(site):
         site.driver.create_network(network=network)
 
 
+def test_a_parent_that_comes_back_is_the_networks_again(site):
+    """K9: as by a cable adapter that is plugged in again; create_network is what core calls before it attaches."""
+    appear = ("link add vx1 type veth peer name vx2", "link set vx1 up", "link set vx2 up")
+    inside(site.host, ip_batch, *appear)
+    network = site.network(options={"parent": "vx1"})
+    container, endpoint = site.joined(network)
+    inside(site.host, ip_batch, "link delete vx1")
+    assert [link["ifname"] for link in container.ip("link")] == ["lo"]  # the kernel takes its children with it
+    inside(site.host, ip_batch, *appear)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == [
+        f"parent vx1 does not know network {network.name}", f"endpoint {endpoint.id[:12]} has no interface"
+    ]  # fmt: skip
+    site.driver.create_network(network=network)
+    site.driver.attach(network=network, endpoint=endpoint, netns=container.netns)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    site.driver.detach(network=network, endpoint=endpoint)
+    site.driver.delete_network(network=network)
+    inside(site.host, ip_batch, "link delete vx1")
+
+
+def test_a_parent_that_got_another_name_is_found_by_the_old_one_beside_it(site):
+    """K9: what runs goes on, and what is new is told how."""
+    inside(site.host, ip_batch, "link add vx1 type veth peer name vx2", "link set vx1 up", "link set vx2 up")
+    network = site.network(options={"parent": "vx1"})
+    _, endpoint = site.joined(network)
+    inside(site.host, ip_batch, "link set vx1 down", "link set vx1 name vy1", "link set vy1 up")
+    with pytest.raises(NotFound) as caught:
+        site.driver.create_network(network=network)
+    command = "ip link property add dev vy1 altname vx1"
+    assert f"its parent vx1 is called vy1 now; `{command}` has it found by both names" in str(caught.value)
+    inside(site.host, ip_batch, command.removeprefix("ip "))
+    site.driver.create_network(network=network)
+    one, first = site.joined(network)
+    two, _ = site.joined(network)
+    assert talk(two.netns, one.listen(), plain(first)) == plain(site.endpoints[-1][1])
+    site.driver.detach(network=network, endpoint=endpoint)
+    assert site.driver.check(network=network, endpoints=(first,)) == []
+    for known, other in site.endpoints:
+        site.driver.detach(network=known, endpoint=other)
+    site.driver.delete_network(network=network)
+    inside(site.host, ip_batch, "link delete vy1")
+
+
+def test_a_parent_that_somebody_else_has_alone_is_refused_when_the_network_is_made(site):
+    """B2: not only when the first container starts; and nothing is left."""
+    inside(site.host, ip_batch, f"link add theirs link {UPLINK} type macvlan mode passthru")
+    before = site.census()
+    with pytest.raises(Conflict) as caught:
+        site.network()
+    assert f"parent {UPLINK} takes no macvlan in mode bridge: somebody else has it, or it is no E" in str(caught.value)
+    assert site.driver.owned() == Owned()
+    assert site.census() == before
+    inside(site.host, ip_batch, "link delete theirs")
+
+
+def test_a_parent_that_carries_no_ethernet_is_refused_when_the_network_is_made(site):
+    """B2: a tunnel's end has no MAC address."""
+    made = inside(site.host, subprocess.run, ["ip", "tuntap", "add", "tun9", "mode", "tun"], check=False)
+    if made.returncode:
+        pytest.skip("the kernel has no tunnels (CONFIG_TUN)")
+    with pytest.raises(Conflict, match=r"parent tun9 takes no macvlan in mode bridge: somebody else has it, or it is"):
+        site.network(options={"parent": "tun9"})
+    inside(site.host, ip_batch, "tuntap del tun9 mode tun")
+
+
+def test_another_macvlan_does_as_a_parent(site):
+    """The kernel puts its children beside it: they meet on the same network."""
+    inside(site.host, ip_batch, f"link add mine link {UPLINK} type macvlan mode bridge", "link set mine up")
+    network = site.network(options={"parent": "mine"})
+    container, endpoint = site.joined(network)
+    assert talk(container.netns, neighbour(site), NEIGHBOURS) == plain(endpoint)
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    site.driver.detach(network=network, endpoint=endpoint)
+    site.driver.delete_network(network=network)
+    inside(site.host, ip_batch, "link delete mine")
+
+
+def test_a_bridge_does_as_a_parent(site):
+    """Where the host's own address is on a bridge whose port is the cable."""
+    inside(site.host, ip_batch, "link add br9 type bridge", f"link set {UPLINK} master br9", "link set br9 up")
+    network = site.network(options={"parent": "br9"})
+    container, endpoint = site.joined(network)
+    eventually(lambda: answer(container.netns, neighbour(site), NEIGHBOURS) == plain(endpoint))
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    site.driver.detach(network=network, endpoint=endpoint)
+    site.driver.delete_network(network=network)
+    inside(site.host, ip_batch, "link delete br9")
+
+
+def test_an_interface_that_its_owner_has_given_an_alias_and_set_down_stays_down(site):
+    inside(site.host, ip_batch, "link add vx1 type veth peer name vx2", "link set vx1 alias mine")
+    network = site.network(options={"parent": "vx1"})
+    assert site.driver.check(network=network, endpoints=()) == ["parent vx1 is down"]
+    site.driver.delete_network(network=network)
+    inside(site.host, ip_batch, "link delete vx1")
+
+
+def test_the_mtu_follows_the_parents(site):
+    """The kernel makes it smaller at once; greater only the next container has it, and check says so of the others."""
+    network = site.network()
+    container, endpoint = site.joined(network)
+    inside(site.host, ip_batch, f"link set {UPLINK} mtu 1400")
+    assert container.interface("eth0")["mtu"] == 1400
+    assert site.driver.check(network=network, endpoints=(endpoint,)) == []
+    inside(site.host, ip_batch, f"link set {UPLINK} mtu 1500")
+    other, second = site.joined(network)
+    assert other.interface("eth0")["mtu"] == 1500
+    said = site.driver.check(network=network, endpoints=(endpoint, second))
+    assert said == [f"endpoint {endpoint.id[:12]}: eth0 has MTU 1400, not 1500"]
+
+
+def test_two_containers_are_a_link_of_their_own_with_two_addresses(site):
+    """RFC 3021: a range of 31 bits has neither a network's nor a broadcast address."""
+    network = site.network(subnets=(Subnet(pool="10.88.9.0/31"),))
+    (one, _), (two, _) = (site.joined(network, addresses=(f"10.88.9.{number}/31",)) for number in (0, 1))
+    assert talk(two.netns, one.listen(), "10.88.9.0") == "10.88.9.1"
+    assert talk(one.netns, two.listen(), "10.88.9.1") == "10.88.9.0"
+
+
 def test_an_mtu_beyond_the_parents_is_refused(site):
     with pytest.raises(ConfigError, match=r"has an MTU of 1500 bytes: 9000 is too much"):
         site.network(options={"com.docker.network.driver.mtu": "9000"})
@@ -284,6 +403,53 @@ def test_a_vlan_interface_is_made_once_and_goes_with_its_last_network(site):
     inside(site.host, ip_batch, "link delete uplink0.51")
 
 
+def test_a_vlan_interface_of_a_parent_that_is_down_or_has_it_already_is_refused_and_nothing_is_left(site):
+    """K9: and one that was up goes down with what is below it, which check says."""
+    need_vlans(site)
+    inside(site.host, ip_batch, "link add vx1 type veth peer name vx2", "link set vx2 up")
+    before = site.census()
+    with pytest.raises(Conflict, match=r"no parent vx1.50 can be made: vx1 is down; `ip link set vx1 up`"):
+        site.network(options={"parent": "vx1.50"})
+    assert (site.driver.owned(), site.census()) == (Owned(), before)
+    inside(site.host, ip_batch, "link set vx1 up", "link add link vx1 name other type vlan id 50")
+    before = site.census()
+    with pytest.raises(Conflict, match=r"no parent vx1.50 can be made: vx1 has its VLAN 50 under another name; name"):
+        site.network(options={"parent": "vx1.50"})
+    assert (site.driver.owned(), site.census()) == (Owned(), before)
+    network = site.network(options={"parent": "vx1.51"})
+    inside(site.host, ip_batch, "link set vx1 down")
+    assert site.driver.check(network=network, endpoints=()) == ["parent vx1.51 is down"]
+    inside(site.host, ip_batch, "link set vx1 up")
+    site.driver.create_network(network=network)
+    assert site.driver.check(network=network, endpoints=()) == []
+    site.driver.delete_network(network=network)
+    inside(site.host, ip_batch, "link delete vx1")
+
+
+def test_a_bond_does_as_a_parent_and_its_parts_do_not(site):
+    """A VLAN of it, too: the usual server."""
+    need_vlans(site)
+    made = inside(site.host, subprocess.run, ["ip", "link", "add", "bond9", "type", "bond"], check=False)
+    if made.returncode:
+        pytest.skip("the kernel has no bonds (CONFIG_BONDING)")
+    inside(
+        site.host, ip_batch, f"link set {UPLINK} down", f"link set {UPLINK} master bond9", "link set bond9 up"
+    )  # fmt: skip
+    network = site.network(options={"parent": "bond9"})
+    container, endpoint = site.joined(network)
+    eventually(lambda: answer(container.netns, neighbour(site), NEIGHBOURS) == plain(endpoint))
+    with pytest.raises(Conflict, match=rf"parent {UPLINK} is busy: it is a port of bond9; name bond9 or a free"):
+        site.network()
+    tagged = site.network(options={"parent": "bond9.50"})
+    _, second = site.joined(tagged)
+    assert site.driver.check(network=tagged, endpoints=(second,)) == []
+    for known, other in site.endpoints:
+        site.driver.detach(network=known, endpoint=other)
+    for known in (network, tagged):
+        site.driver.delete_network(network=known)
+    inside(site.host, ip_batch, "link delete bond9", f"link set {UPLINK} up")
+
+
 def need_vlans(site):
     """Go on where VLAN interfaces can be made; elsewhere see that this is said, and skip."""
     elsewhere = create()
@@ -294,7 +460,7 @@ def need_vlans(site):
         capture_output=True, check=False,
     )  # fmt: skip
     if made.returncode:
-        with pytest.raises(NotSupported, match=r"the kernel lacks VLANs \(CONFIG_VLAN_8021Q\) for uplink0.50"):
+        with pytest.raises(NotSupported, match=r"no parent uplink0.50 can be made: the kernel lacks VLANs \(CONFIG"):
             site.network(options={"parent": "uplink0.50"})
         pytest.skip("the kernel has no 802.1q VLANs (CONFIG_VLAN_8021Q)")
 
@@ -553,8 +719,10 @@ def test_a_clients_death_is_that_of_the_thread_that_started_it(site, server):
         unread, _ = os.pipe()
         site.driver.watch(network=network, endpoint=endpoint, netns=container.netns, stop=unread, changed=print)
 
+    acknowledged = server.count("DHCPACK")  # of a host under load more often than once
     supervisor = fork(supervise)
     try:
+        server.await_("DHCPACK", acknowledged + 1)
         keeper(site, server)
     finally:
         os.kill(supervisor, signal.SIGKILL)
