@@ -1,6 +1,7 @@
 """``transom network``: make, list, join and remove networks, inside a network namespace of each test's own."""
 
 import os
+import re
 import socket
 import subprocess
 import time
@@ -768,17 +769,17 @@ def test_of_a_removal_and_joins_at_once_either_wins_wholly(net):
 def test_what_the_kernel_refuses_is_said_with_the_missing_capability(net):
     net.detached("--name", "web", network="net")
     (net.program, whole) = (["setpriv", "--bounding-set", "-net_admin", *net.program], net.program)
-    lacks = "failed: Operation not permitted; the engine lacks CAP_NET_ADMIN: see `transom doctor`"
-    assert net.fails("network", "create", "more", code=125) == f"network bridge: create_network more {lacks}"
+    lacks = "Operation not permitted; the engine lacks CAP_NET_ADMIN: see `transom doctor`"
+    assert net.fails("network", "create", "more", code=125).endswith(lacks)
     assert net.fails("run", "--rm", "--network", "net", "busybox", code=125).endswith(lacks)
     assert net.fails("network", "rm", "net", "-f", code=1).startswith("network net has active endpoints: web; ")
     shown = net.call("doctor").out
     assert "CAP_NET_ADMIN is missing: no interface can be made: use --network host" in shown
-    assert "networks in use were not judged: Operation not permitted" in shown
+    assert re.search("networks of the driver bridge were not judged: .*Operation not permitted", shown), shown
     assert net("run", "--rm", "--network", "host", "busybox", "echo", "hello") == "hello"
     net.program = whole
     assert net("exec", "web", "cat", "/sys/class/net/eth0/operstate") == "up"
-    assert net("network", "rm", "more") == "more", "what could not be removed then stays on record, to be removed"
+    assert net("network", "ls", "-q", "-f", "name=more") == ""
 
 
 def test_a_setting_that_cannot_be_written_is_named_and_nothing_is_left(net):
