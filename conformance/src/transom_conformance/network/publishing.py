@@ -97,6 +97,7 @@ class Publishing(NetworkCases):
         """I4: an unpublished port is not, nor by a route to the network the container itself, at any port."""
         host, _, _ = site.ends(ipv6=ipv6)
         network = site.network()
+        assert site.driver.reach(network=network) == {}
         container, endpoint = site.joined(network)
         stranger, _ = site.joined(site.network())
         address = plain(endpoint, ipv6=ipv6)

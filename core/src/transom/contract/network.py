@@ -236,6 +236,19 @@ class Attachment(msgspec.Struct, frozen=True):
     mtu: int | None = None
 
 
+class Reach(enum.StrEnum):
+    """How endpoints are reached at their own addresses from outside their network and the host."""
+
+    NEIGHBOUR = "neighbour"
+    """At every port, by what is on the network that their interfaces are on."""
+    ROUTED = "routed"
+    """At every port, by who has a route."""
+    TRUSTED = "trusted"
+    """At every port, from interfaces of the host that the network's options name."""
+    PUBLISHED = "published"
+    """At the ports that `NetworkDriver.publish` is called for, by who has a route; no port of the host is bound."""
+
+
 class Owned(msgspec.Struct, frozen=True):
     """Ids of networks and endpoints of which anything is on this host, half-made ones too."""
 
@@ -334,6 +347,12 @@ class NetworkDriver(Driver):
     def unpublish(self, network: Network, endpoint: Endpoint) -> None:
         """Withdraw every published port of the endpoint. None published is success."""
         raise self.unsupported(NetworkCapability.PUBLISH)
+
+    @operation()
+    def reach(self, network: Network) -> dict[int, Reach]:
+        """Say how endpoints are reached beside published ports of the host, for each address family, 4 and 6, in which
+        they are; the inherited body: in none."""
+        return {}
 
     @operation(needs=NetworkCapability.MULTI_HOST)
     def networks(self) -> tuple[Network, ...]:

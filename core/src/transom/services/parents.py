@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar
 import msgspec
 
 from transom.contract import Probe
-from transom.contract.network import Attachment, Endpoint, Network, NetworkDriver, Owned
+from transom.contract.network import Attachment, Endpoint, Network, NetworkDriver, Owned, Reach
 from transom.contract.network import NetworkCapability as Has
 from transom.errors import ConfigError, Conflict, DriverError, NotFound, NotSupported, choices, nearest
 from transom.services import interfaces, netlink
@@ -295,6 +295,11 @@ class ParentDriver(NetworkDriver):
                 session.request(netlink.delete_altname(link.name, claim.altname))
             if mine and link.alias == _BORROWED and len(claims(link)) == len(mine):
                 interfaces.remove(session, link.name)
+
+    def reach(self, network: Network) -> dict[int, Reach]:
+        """Endpoints are neighbours on their parent's network, unless that is one over hosts, of the driver's own."""
+        closed = network.internal or Has.MULTI_HOST in self.capabilities
+        return {} if closed else dict.fromkeys((4, 6), Reach.NEIGHBOUR)
 
     def attach(self, network: Network, endpoint: Endpoint, netns: int) -> Attachment:
         """Join the namespace by a child that is born in it."""

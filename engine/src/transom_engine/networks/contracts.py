@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from transom.contract.network import Endpoint, Network, NetworkCapability, Port, Subnet
+from transom.contract.network import Endpoint, Network, NetworkCapability, Port, Reach, Subnet
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.model import DEFAULT, NO_NETWORK, NetworkRecord
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from transom.contract.network import NetworkDriver
     from transom_engine.engine import Engine
 
-GATEWAY_MODE = "com.docker.network.bridge.gateway_mode_ipv{}"
 HOST_BINDING = "com.docker.network.bridge.host_binding_ipv4"
 """The option by which a network says where its ports are published."""
 
@@ -125,9 +124,14 @@ def family(address: str) -> int:
     return 6 if ":" in address else 4
 
 
-def routed_families(record: NetworkRecord) -> set[int]:
+def reach_of(engine: Engine, record: NetworkRecord) -> dict[int, Reach]:
+    """Return how the network's containers are reached at their own addresses from outside, by family."""
+    return engine.network_driver(record.driver).reach(network=network_of(engine, record))
+
+
+def routed_families(engine: Engine, record: NetworkRecord) -> set[int]:
     """Return the families in which a network's containers are reached at their own addresses, at published ports."""
-    return {number for number in (4, 6) if record.options.get(GATEWAY_MODE.format(number)) == "routed"}
+    return {number for number, way in reach_of(engine, record).items() if way is Reach.PUBLISHED}
 
 
 def ways_out(container: Container) -> dict[int, str]:

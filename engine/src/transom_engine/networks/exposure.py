@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from transom.contract.network import NetworkCapability
+from transom.contract.network import Reach
 from transom_engine.model import Container, EndpointSettings
 from transom_engine.networks.checking import shares_host
-from transom_engine.networks.contracts import GATEWAY_MODE, bound, family, ways_out
+from transom_engine.networks.contracts import bound, family, reach_of, ways_out
 from transom_engine.networks.model import NetworkRecord
 from transom_engine.networks.ways import ports_of
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """In place of a port: every one that the container listens at."""
-_TRUSTED = "com.docker.network.bridge.trusted_host_interfaces"
 
 
 class Exposure(msgspec.Struct, frozen=True):
@@ -69,19 +68,12 @@ def _published(container: Container) -> Iterator[Exposure]:
 
 def _direct(engine: Engine, container: Container, record: NetworkRecord, place: EndpointSettings) -> Iterator[Exposure]:
     """Yield the ways in to the container's own addresses."""
-    capabilities = engine.network_driver(record.driver).capabilities
-    if record.internal or NetworkCapability.L2 not in capabilities:
-        return
+    ways = reach_of(engine, record)
     for address in filter(None, (place.ip_address, place.global_ipv6_address)):
-        mode = record.options.get(GATEWAY_MODE.format(family(address)), "")
-        if NetworkCapability.PUBLISH not in capabilities:
-            if NetworkCapability.MULTI_HOST not in capabilities:
-                yield Exposure(address, ALL, container.name, ALL, record.name, "neighbour")
-        elif mode == "nat-unprotected":
-            yield Exposure(address, ALL, container.name, ALL, record.name, "routed")
-        elif record.options.get(_TRUSTED):
-            yield Exposure(address, ALL, container.name, ALL, record.name, "trusted")
-        elif mode == "routed":
+        way = ways.get(family(address))
+        if way is Reach.PUBLISHED:
             for port in ports_of(container):
                 text = f"{port.container}/{port.protocol}"
-                yield Exposure(address, text, container.name, text, record.name, "routed")
+                yield Exposure(address, text, container.name, text, record.name, Reach.ROUTED)
+        elif way is not None:
+            yield Exposure(address, ALL, container.name, ALL, record.name, way)

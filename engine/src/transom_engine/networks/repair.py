@@ -81,14 +81,14 @@ def _repair(engine: Engine, name: str) -> None:
             if not _lives(container.state.pid):
                 continue
             ways = ways_out(container)
-            if routed_families(record) or (name in ways.values() and _harmed(engine, name, container)):
+            if routed_families(engine, record) or (name in ways.values() and _harmed(engine, name, container)):
                 publish_again(engine, container, ways)
             with netns_of(container) as netns:
                 if _harmed(engine, name, container):
                     endpoint = endpoint_of(engine, container, record, container.network_settings.networks[name])
                     driver.detach(network=network, endpoint=endpoint)
                     driver.attach(network=network, endpoint=endpoint, netns=netns)
-                    if routed_families(record) or name in ways.values():
+                    if routed_families(engine, record) or name in ways.values():
                         publish_again(engine, container, ways)
                 route(container, netns)
 

@@ -82,7 +82,7 @@ def publish(engine: Engine, container: Container, ways: dict[int, str], ports: t
             continue
         families = {number for number, way in ways.items() if way == name}
         endpoint = endpoint_of(engine, container, record, place)
-        routed = routed_families(record) & {family(address) for address in endpoint.addresses}
+        routed = routed_families(engine, record) & {family(address) for address in endpoint.addresses}
         bare = default_address(engine, record)
         located = [msgspec.structs.replace(port, address=port.address or bare) for port in ports]
         wanted = [p for p in located if families and (one_way or not p.address or family(p.address) in families)]
@@ -117,7 +117,7 @@ def move_ways_out(engine: Engine, container: Container, before: dict[int, str], 
     """
     after = ways_out(container)
     records = [engine.networks.named(name) for name in container.network_settings.networks]
-    if after == before and not any(record and routed_families(record) for record in records):
+    if after == before and not any(record and routed_families(engine, record) for record in records):
         return
     route(container, netns)
     for name in {*before.values()} & {*container.network_settings.networks}:

@@ -16,7 +16,7 @@ from ipaddress import ip_network
 import msgspec
 import pytest
 
-from transom.contract.network import Network, Owned, Port, Subnet
+from transom.contract.network import Network, Owned, Port, Reach, Subnet
 from transom.errors import ConfigError, Conflict, NotFound, NotSupported
 from transom.services.netns import inside
 from transom_conformance.network import (
@@ -295,6 +295,7 @@ def routed_to(site: Site, network: Network) -> None:
 
 def test_a_routed_network_is_reached_at_published_ports_and_bears_its_own_addresses(site):
     network = site.network(options={MODE4: "routed", MODE6: "routed"})
+    assert site.driver.reach(network=network) == {4: Reach.PUBLISHED, 6: Reach.PUBLISHED}
     container, endpoint = site.joined(network)
     stranger, _ = site.joined(site.network())
     routed_to(site, network)
@@ -315,6 +316,7 @@ def test_a_routed_network_is_reached_at_published_ports_and_bears_its_own_addres
 
 def test_an_unprotected_network_is_reached_at_any_port_but_not_by_other_networks(site):
     network = site.network(options={MODE4: "nat-unprotected"})
+    assert site.driver.reach(network=network) == {4: Reach.ROUTED}
     container, endpoint = site.joined(network)
     stranger, _ = site.joined(site.network())
     routed_to(site, network)
@@ -332,6 +334,7 @@ def test_a_trusted_interface_reaches_every_port(site):
         container, endpoint = site.joined(network)
         routed_to(site, network)
         assert unreachable(site.neighbour, container.listen(TCP, 80), plain(endpoint), 80) is not reached
+        assert site.driver.reach(network=network) == {4: Reach.TRUSTED, 6: Reach.TRUSTED}
 
 
 def test_the_host_stays_off_an_isolated_network(site):

@@ -20,7 +20,16 @@ import time
 from typing import ClassVar
 
 from transom.contract import Probe
-from transom.contract.network import Attachment, Endpoint, Network, NetworkCapability, NetworkDriver, Owned, Port
+from transom.contract.network import (
+    Attachment,
+    Endpoint,
+    Network,
+    NetworkCapability,
+    NetworkDriver,
+    Owned,
+    Port,
+    Reach,
+)
 from transom.errors import ConfigError, Conflict, DriverError, NotFound
 from transom.services import interfaces, netlink
 from transom.services.files import Lock
@@ -344,6 +353,11 @@ class Bridge(NetworkDriver):
         """Compare interfaces, addresses, the table and forwarding with what should be there."""
         return list(differences(network, endpoints, forwards=self.options.ip_forward))
 
+    def reach(self, network: Network) -> dict[int, Reach]:
+        """Endpoints are reached by routes where the gateway mode lets them, and from trusted interfaces."""
+        ways = {number: _reach(network, number) for number in (4, 6)}
+        return {number: way for number, way in ways.items() if way and not network.internal}
+
     def publish(self, network: Network, endpoint: Endpoint, ports: tuple[Port, ...]) -> tuple[Port, ...]:
         """Publish by address translation, or by opening the firewall where the network is routed."""
         if network.internal and ports:
@@ -401,6 +415,15 @@ def _wait_forwarding(session: Session, host: str) -> None:
         if port is None or netlink.attributes(port.slave).get(_BRPORT_STATE) == _FORWARDING:
             return
         time.sleep(0.001)
+
+
+def _reach(network: Network, number: int) -> Reach | None:
+    options = options_of(network)
+    if options.mode(number) == "nat-unprotected":
+        return Reach.ROUTED
+    if options.trusted:
+        return Reach.TRUSTED
+    return Reach.PUBLISHED if options.mode(number) == "routed" else None
 
 
 def _mac_of(endpoint: Endpoint) -> str:
