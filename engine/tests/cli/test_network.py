@@ -770,7 +770,10 @@ def test_what_the_kernel_refuses_is_said_with_the_missing_capability(net):
     net.detached("--name", "web", network="net")
     (net.program, whole) = (["setpriv", "--bounding-set", "-net_admin", *net.program], net.program)
     lacks = "Operation not permitted; the engine lacks CAP_NET_ADMIN: see `transom doctor`"
-    assert net.fails("network", "create", "more", code=125).endswith(lacks)
+    assert net.fails("network", "create", "more", code=125) == (
+        "network driver bridge cannot run on this host: the kernel does not let this process have bridges "
+        f"(CONFIG_BRIDGE): {lacks}"
+    )
     assert net.fails("run", "--rm", "--network", "net", "busybox", code=125).endswith(lacks)
     assert net.fails("network", "rm", "net", "-f", code=1).startswith("network net has active endpoints: web; ")
     shown = net.call("doctor").out

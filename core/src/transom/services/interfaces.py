@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from transom.contract import Probe
 from transom.contract.network import Endpoint, Network, Owned
 from transom.errors import ConfigError, Conflict
 from transom.services import netlink
@@ -78,6 +79,12 @@ INTERFACE_DOCS = {
     "com.docker.network.advertise_addr_ms": "Milliseconds from one time to the next.",
 }
 """`option_docs` of `InterfaceOptions` and `AnnouncingOptions`."""
+
+
+def lacking(feature: str, error: OSError) -> Probe:
+    """Say that a driver cannot run, for want of a feature of the kernel's or of the right to it."""
+    verb = "does not let this process have" if error.errno == errno.EPERM else "lacks"
+    return Probe(usable=False, reason=f"the kernel {verb} {feature}: {error.strerror or error}")
 
 
 def alias_of(thing: Network | Endpoint) -> str:

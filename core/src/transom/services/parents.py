@@ -165,7 +165,7 @@ class ParentDriver(NetworkDriver):
                 step = f"{self.child_kind} interfaces ({self.feature})"
                 session.request(self._child(network, "child", session.link("parent")))
         except OSError as error:
-            return Probe(usable=False, reason=f"the kernel lacks {step}: {error.strerror or error}")
+            return interfaces.lacking(step, error)
         return Probe(usable=True)
 
     def _child(self, network: Network, name: str, parent: Link | None, **words: Any) -> netlink.Message:

@@ -454,5 +454,5 @@ def _try_kernel(netns: int) -> Probe:
         step = "address translation by nftables (CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_FIB_INET)"
         Firewall().load()
     except OSError as error:
-        return Probe(usable=False, reason=f"the kernel lacks {step}: {error.strerror or error}")
+        return interfaces.lacking(step, error)
     return Probe(usable=True)

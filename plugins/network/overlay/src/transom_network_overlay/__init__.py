@@ -112,7 +112,7 @@ class Overlay(ParentDriver):
             with Session() as session:
                 session.request(self._vxlan("vxlan", vni=1, mtu=1400, address="127.0.0.1", port=self.options.port))
         except OSError as error:
-            return Probe(usable=False, reason=f"the kernel lacks VXLAN (CONFIG_VXLAN): {error.strerror or error}")
+            return interfaces.lacking("VXLAN (CONFIG_VXLAN)", error)
         if not self.options.etcd:
             return Probe(usable=True, reason="no etcd is configured: set the option etcd before the first network")
         return probe
