@@ -333,15 +333,24 @@ class Supervisor:
             self.resolver = Resolver(self.engine, self.id, self.netns)
             self.undo.append(self.resolver.close)
 
-    def _reload(self, *, without: str) -> None:
+    def _reload(self, client: Client, *, without: str) -> None:
         """Watch the networks that the container is on now, and bring the resolver with the first that has names.
 
-        It stays when the container leaves that network: it answers for the name servers too.
+        It stays when the container leaves that network: it answers for the name servers too. The client, who waits for
+        names, and for what it takes the container off not to be watched any more, does not wait for new threads.
         """
         if self.netns < 0:
+            self._answer(client, "")
             return
         container = self.engine.state.container(self.id)
-        self._watch_networks(container, without=without)
+        if without:
+            self._watch_networks(container, without=without)
+        self._bring_names(container)
+        self._answer(client, "")
+        if not without:
+            self._watch_networks(container)
+
+    def _bring_names(self, container: Container) -> None:
         fresh = self.resolver is None
         self._listen_for_names(container)
         if fresh and self.resolver is not None:
@@ -696,7 +705,8 @@ class Supervisor:
                 self.waiting.append(client)
                 self._stop(request)
             case "reload":
-                self._reload(without=request.id)
+                self._reload(client, without=request.id)
+                return
             case "wait":
                 self.waiting.append(client)
             case "logs":

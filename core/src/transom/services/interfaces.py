@@ -137,7 +137,7 @@ def wanted_mtu(session: Session, network: Network, asked: int = 0) -> int:
     mtu = network.mtu or asked
     if not mtu:
         uplinks = {route.index for route in session.routes() if route.to in ANY.values()}
-        mtu = min((link.mtu for link in session.links() if link.index in uplinks), default=ETHERNET_MTU)
+        mtu = min((link.mtu for i in uplinks if (link := session.link(index=i))), default=ETHERNET_MTU)
     if mtu < IPV6_MTU and has_family(network, 6):
         raise ConfigError(f"network {network.name}: IPv6 needs an MTU of at least {IPV6_MTU} bytes, not {mtu}")
     return mtu

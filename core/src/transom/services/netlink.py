@@ -208,9 +208,9 @@ class Session:
         """List the numbers of all namespaces that have one here."""
         return [_nsid(body) for body in self.dump(GETNSID, bytes(4))]
 
-    def link(self, name: str) -> Link | None:
-        """Return the interface of that name."""
-        self._send(((GETLINK, 0, _ifinfo() + _name(name)),))
+    def link(self, name: str = "", *, index: int = 0) -> Link | None:
+        """Return the interface of that name, or of that index."""
+        self._send(((GETLINK, 0, _ifinfo(index) + (_name(name) if name else b"")),))
         for kind, body in self._receive():
             if kind == NEWLINK:
                 return _link(body)

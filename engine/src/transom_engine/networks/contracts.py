@@ -59,7 +59,7 @@ def _daemon_options(engine: Engine, record: NetworkRecord) -> dict[str, str]:
 
 def option_names(engine: Engine, driver: str) -> set[str]:
     """Return the names of the options that networks of a driver have."""
-    return {field.encode_name for field in msgspec.structs.fields(engine.network_driver(driver).NetworkOptions)}
+    return {*engine.network_driver(driver).NetworkOptions.__struct_encode_fields__}
 
 
 def endpoint_of(engine: Engine, container: Container, record: NetworkRecord, place: EndpointSettings) -> Endpoint:

@@ -29,6 +29,7 @@ from transom.services.netlink import (
     attribute,
     attributes,
     nested,
+    pairs,
     text,
 )
 
@@ -171,6 +172,7 @@ _NFTABLES = 10 << 8
 _GETTABLE, _DELTABLE, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = 1, 2, 7, 10, 12, 13, 14
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _INET = 1
+_RULE_CHAIN = 2
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _KEY, _DATA, _USERDATA, _VALUE = 1, 2, 3, 1, 2, 6, 1
 _CONNTRACK, _CT_GET, _CT_DELETE = 1 << 8, 1, 2
 _CT_ORIGINAL, _CT_PROTOCOL, _CT_NUMBER, _CT_DESTINATION_PORT, _CT_ID = 1, 2, 1, 3, 12
@@ -246,10 +248,9 @@ class Firewall:
         counts = dict.fromkeys(self.rules.chains, 0)
         with Session(_NETFILTER) as session:
             for body in session.dump(_NFTABLES | _GETRULE, self._header() + text(1, TABLE)):
-                values = attributes(body[4:])
-                if values.get(1) == TABLE.encode() + b"\0":
-                    name = values.get(2, b"").rstrip(b"\0").decode()
-                    counts[name] = counts.get(name, 0) + 1
+                chain = next((value for kind, value in pairs(body[4:]) if kind == _RULE_CHAIN), b"")
+                name = chain.rstrip(b"\0").decode()
+                counts[name] = counts.get(name, 0) + 1
         return [name for name, count in counts.items() if self.rules.chains.get(name) != count]
 
     def load(self, *, anew: bool = False) -> None:
