@@ -325,6 +325,8 @@ class Crashes(NetworkCases):
 
         fill(10)
         few = cost()
+        if not few:
+            pytest.skip("the kernel counts a process's time in ticks (CONFIG_VIRT_CPU_ACCOUNTING_GEN is missing)")
         fill(self.many - 10)
         many = cost()
         for container in site.containers:
