@@ -253,9 +253,8 @@ def _port(words: list[str], key: str) -> Test:
         wanted |= {f"{port}/{match[3] or 'tcp'}" for port in range(int(match[1]), int(match[2] or match[1]) + 1)}
 
     def has(container: Container) -> bool:
-        if (
-            key == "publish"
-        ):  # the ports of the host, while there are any, as dockerd has it; its manual speaks of others
+        if key == "publish":
+            # The ports of the host, while there are any, as dockerd has it; its manual speaks of others.
             ports = container.network_settings.ports.items()
             return any(f"{b.host_port}/{p.partition('/')[2]}" in wanted for p, found in ports for b in found or ())
         return bool(wanted & container.config.exposed_ports.keys())

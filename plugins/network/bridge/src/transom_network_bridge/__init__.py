@@ -122,7 +122,7 @@ class Bridge(NetworkDriver):
         }
 
     def create_network(self, network: Network) -> None:
-        """Make the bridge, or complete it; see the contract. Repeating it on a complete network is 0.3 ms."""
+        """Make the bridge, or complete it; see the contract. Repeating it on a complete one is 0.5 ms."""
         name, alias = bridge_name(network), alias_of(network)
         check_modes(network)
         try:
